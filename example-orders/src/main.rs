@@ -1,0 +1,3 @@
+//! example-orders.
+
+fn main() {}

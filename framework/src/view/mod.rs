@@ -1,0 +1,37 @@
+//! Views: read models of documents that the framework stores.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{Event, Id, Recorded};
+
+/// What becomes of a document once an event was applied to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It is stored.
+    Keep,
+    /// It is removed; a later event for the same key starts from `Default` again.
+    Remove,
+}
+
+/// A read model of documents, one a key, folded from events and stored as `jsonb` by the framework.
+///
+/// Each event is applied exactly once, in position order, together with the view's checkpoint. A view follows the log
+/// asynchronously: use `wait_for` to read your own writes.
+///
+/// Its table is `<store>_<NAME>.documents (key text primary key, document jsonb)`, open to any SQL.
+pub trait View: Default + Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// The view's stable name: lower case letters, digits and `_`.
+    const NAME: &'static str;
+    /// Raise it when the documents' shape or meaning changes.
+    const VERSION: u32 = 1;
+    /// Indexes on `documents` for your own queries: `create index on documents ((document->>'city'));`.
+    const INDEXES: &'static str = "";
+    /// The events it reads: an aggregate's, or a union of several aggregates'.
+    type Event: Event;
+
+    /// The documents that `event` changes; none for an event that this view does not care for.
+    fn keys(event: &Recorded<Self::Event>) -> Vec<Id>;
+
+    /// Applies `event` to the document `key`, which is `Default` if there was none.
+    fn apply(&mut self, key: &Id, event: &Recorded<Self::Event>) -> Change;
+}

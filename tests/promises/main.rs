@@ -1,0 +1,1 @@
+//! Annals keeps its promises: one module a promise, each test a sentence.

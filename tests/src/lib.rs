@@ -1,0 +1,1 @@
+//! The tests of Annals are in `promises/`, one module a promise.
