@@ -34,14 +34,20 @@ pub enum InvalidInput {
         reason: String,
     },
     /// A payload is longer than the store's limit.
-    #[error("event type {event_type}: the payload has {bytes} bytes, the limit is {limit}")]
+    #[error("event type {event_type}: the payload has {bytes} bytes or more, the limit is {limit}")]
     PayloadTooLarge {
         /// The event's type.
         event_type: String,
-        /// Its payload, in bytes.
+        /// Its payload, in bytes, as far as it was looked at.
         bytes: usize,
         /// The limit, in bytes.
         limit: usize,
+    },
+    /// An event is no variant of an externally tagged enum, so it has no type to be stored under.
+    #[error("{rust_type} is not an externally tagged enum, and only a variant of one can be stored as an event")]
+    NotTagged {
+        /// Its type in Rust.
+        rust_type: &'static str,
     },
     /// An append has more events than the store's limit.
     #[error("the append to {stream} has {events} events, the limit is {limit}")]
