@@ -174,12 +174,14 @@ fn a_reader_is_checked_against_the_registered_aggregates() {
     assert!(error.ends_with("no registered aggregate has these events"), "{error}");
 }
 
-/// Two aggregates cannot share a category, and a union cannot be appended.
+/// Two aggregates cannot share a category, a category begins a stream's name, and a union cannot be appended.
 #[test]
 fn a_registration_is_checked() {
     let mut contracts = contracts();
 
     assert!(matches!(contracts.register::<CardEvent>("card"), Err(ContractError::Twice { .. })));
+    assert!(matches!(contracts.register::<CardEvent>("gift-card"), Err(ContractError::Category { .. })));
+    assert!(matches!(contracts.register::<CardEvent>("$card"), Err(ContractError::Category { .. })));
     assert!(matches!(contracts.register::<Both>("both"), Err(ContractError::UnionAppended { .. })));
     let types: Vec<_> = contracts.get("order").unwrap().types().collect();
     assert_eq!(types, [("Ordered", 1), ("Placed", 3), ("Cancelled", 1)]);
@@ -253,6 +255,9 @@ fn an_enum_without_variants_is_refused() {
 /// Each variant of a union holds the events of one aggregate, and nothing else.
 #[test]
 fn a_union_of_anything_but_event_enums_is_refused() {
+    event_type!(
+        enum NoEvent {}
+    );
     fn refused<E: Event>() -> (&'static str, String) {
         match check_contract::<E>() {
             Err(ContractError::UnionVariant { category, found, .. }) => (category, found),
@@ -272,10 +277,12 @@ fn a_union_of_anything_but_event_enums_is_refused() {
     union!(Unit { Order(OrderEvent), Card });
     union!(Fields { Card { event: CardEvent } });
     union!(Number { Card(u8) });
+    union!(Nothing { Card(NoEvent) });
 
     assert_eq!(refused::<Unit>(), ("Card", "a variant without content".into()));
     assert_eq!(refused::<Fields>(), ("Card", "a variant with named fields".into()));
     assert_eq!(refused::<Number>(), ("Card", "u8".into()));
+    assert_eq!(refused::<Nothing>(), ("Card", "an enum without variants".into()));
     check_contract::<Both>().unwrap();
 }
 

@@ -114,3 +114,18 @@ fn a_union_decodes_by_category_and_type() {
         Err("invalid type: integer `1`, expected a string at line 1 column 11".into())
     );
 }
+
+/// The deepest payload that the limits may allow can be read.
+#[test]
+fn a_payload_of_127_levels_decodes() {
+    #[derive(Serialize, Deserialize, JsonSchema)]
+    enum DeepEvent {
+        Grown(serde_json::Value),
+    }
+    impl Event for DeepEvent {}
+    let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+
+    let DeepEvent::Grown(value) = decode("tree", "Grown", &nested(127)).unwrap();
+    assert_eq!(value.to_string(), nested(127));
+    assert!(decode::<DeepEvent>("tree", "Grown", &nested(128)).is_err());
+}

@@ -110,6 +110,8 @@ fn a_stored_event_of_an_older_version_is_upcast() {
 
     let message = failure(|| given::<Counter>([]).stored("Lost", 1, "1"));
     assert!(message.contains("known are Added, Marked"), "{message}");
+    let message = failure(|| given::<Counter>([]).stored("Added", 2, r#"{"by":"\u0000"}"#));
+    assert!(message.starts_with("the event cannot be stored: event type Added, field $.by: "), "{message}");
 }
 
 /// A test that fails shows what was expected and what came.
