@@ -12,7 +12,7 @@ use super::{
     Event, Payload, Recorded, Upcast, decode,
     probe::{Shape, shape_of, shape_within},
 };
-use crate::{BoxError, Undecodable};
+use crate::{BoxError, InvalidInput, StreamId, Undecodable};
 
 /// Why an event type in Rust cannot stand for stored events. Found at start-up, before anything is read or written.
 ///
@@ -74,6 +74,15 @@ pub enum ContractError {
         /// Every category and event type that is missing.
         problems: Vec<String>,
     },
+    /// An aggregate's `TYPE` cannot begin the name of a stream.
+    #[error("no stream can have the category {category:?}; give the aggregate another `TYPE`")]
+    Category {
+        /// The category.
+        category: String,
+        /// Which rule it breaks.
+        #[source]
+        source: InvalidInput,
+    },
     /// Two aggregates have the same category.
     #[error("two aggregates are registered for the category {category:?}; give one of them another `TYPE`")]
     Twice {
@@ -107,7 +116,10 @@ pub(crate) fn check_contract<E: Event>() -> Result<&'static [&'static str], Cont
     }
     for category in types {
         match shape_within::<E>(category) {
-            Shape::Enum([]) => return Err(ContractError::NoVariants { rust_type }),
+            Shape::Enum([]) => {
+                let found = "an enum without variants".to_owned();
+                return Err(ContractError::UnionVariant { rust_type, category, found });
+            }
             Shape::Enum(_) => {}
             Shape::Other(found) => return Err(ContractError::UnionVariant { rust_type, category, found }),
         }
@@ -179,11 +191,13 @@ impl Contract {
     }
 
     /// The JSON schema of the event enum.
+    #[allow(dead_code, reason = "the registry of contracts stores it")]
     pub(crate) fn schema(&self) -> &schemars::Schema {
         &self.schema
     }
 
     /// Every stored type with the version that this build writes.
+    #[allow(dead_code, reason = "the registry of contracts stores them")]
     pub(crate) fn types(&self) -> impl Iterator<Item = (&'static str, u16)> {
         self.types.iter().map(|known| (known.name, known.version))
     }
@@ -226,6 +240,9 @@ impl Contracts {
     /// # Errors
     /// As [`check_contract`], for a union, and for a category that is registered already.
     pub(crate) fn register<E: Event>(&mut self, category: &str) -> Result<(), ContractError> {
+        if let Err(source) = StreamId::of(category, "") {
+            return Err(ContractError::Category { category: category.to_owned(), source });
+        }
         let contract = Contract::of::<E>(category)?;
         if self.0.insert(category.to_owned(), contract).is_some() {
             return Err(ContractError::Twice { category: category.to_owned() });
@@ -234,6 +251,7 @@ impl Contracts {
     }
 
     /// The categories whose events decode into `E`: a union's variants, else every category registered with `E` itself.
+    #[allow(dead_code, reason = "a follower filters the log with it")]
     pub(crate) fn categories_of<E: Event>(&self) -> Vec<&str> {
         if E::UNION {
             return event_types::<E>().to_vec();
@@ -252,6 +270,7 @@ impl Contracts {
     /// # Errors
     /// [`ContractError::Reader`] lists categories without an aggregate and event types that `E` lacks; also as
     /// [`check_contract`].
+    #[allow(dead_code, reason = "the app checks its followers with it")]
     pub(crate) fn check_reader<E: Event>(&self) -> Result<(), ContractError> {
         check_contract::<E>()?;
         let categories = self.categories_of::<E>();

@@ -1,5 +1,6 @@
 //! From an event to its stored type and payload, in one pass over its fields.
 
+mod compound;
 mod key;
 mod value;
 
@@ -10,7 +11,8 @@ use serde::{
 
 use super::{Event, PayloadLimits, refusal::Refusal};
 use crate::InvalidInput;
-use value::{Compound, Writer};
+use compound::Compound;
+use value::Writer;
 
 /// An event as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -85,7 +85,8 @@ pub trait Event: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stat
     /// holds that aggregate's events. Such a type is only read, never appended.
     const UNION: bool = false;
 
-    /// The schema version in which this build writes `event_type`, from 1.
+    /// The schema version in which this build writes `event_type`, from 1. An alias is an event type of its own, with
+    /// its own version and upcasts.
     fn schema_version(_event_type: &str) -> u16 {
         1
     }

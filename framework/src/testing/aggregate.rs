@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::storage::{default_time, envelope, store};
 use crate::{
     Aggregate, Context, Payload, PayloadLimits, Recorded, StreamId,
-    event::{contract::Contracts, encode::to_json},
+    event::{contract::Contracts, encode::to_json, json::check_json},
 };
 
 /// Starts a test of the aggregate `A` whose stream holds `events`.
@@ -111,6 +111,9 @@ impl<A: Aggregate> Given<A> {
     /// start from events of older versions, and prove their upcasts.
     #[track_caller]
     pub fn stored(mut self, event_type: &str, schema_version: u16, json: &str) -> Self {
+        if let Err(error) = check_json(event_type, json, &PayloadLimits::default()) {
+            panic!("the event cannot be stored: {error}");
+        }
         let event = self.read(&envelope(&self.stream, event_type, schema_version, json.to_owned()));
         self.state.apply(&event);
         self

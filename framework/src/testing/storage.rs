@@ -10,7 +10,7 @@ use crate::{
     Event, Metadata, Payload, PayloadLimits, Position, Recorded, StreamId, Version,
     event::{
         decode::decode,
-        encode::{Encoded, encode_variant},
+        encode::{Encoded, encode, encode_variant},
     },
 };
 
@@ -55,7 +55,8 @@ pub(super) fn default_time() -> DateTime<Utc> {
 /// `event` as the stream would hold it.
 #[track_caller]
 pub(super) fn store<E: Event>(stream: &StreamId, event: &E) -> Recorded<Payload> {
-    let encoded = encode_variant(event, &PayloadLimits::default());
+    let limits = PayloadLimits::default();
+    let encoded = if E::UNION { encode_variant(event, &limits) } else { encode(event, &limits) };
     let Encoded { event_type, payload } = encoded.unwrap_or_else(|error| panic!("the event cannot be stored: {error}"));
     if !E::UNION {
         return envelope(stream, event_type, E::schema_version(event_type), payload);

@@ -2,21 +2,11 @@
 
 use std::fmt::{self, Display, Write as _};
 
-use serde::{
-    Serialize, Serializer,
-    ser::{
-        Error as _, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
-        SerializeTupleStruct, SerializeTupleVariant,
-    },
-};
+use serde::{Serialize, Serializer, ser::Error as _};
 use serde_json::ser::{CompactFormatter, Formatter};
 
-use super::key::Key;
-use crate::event::{
-    PayloadLimits,
-    json::scan,
-    refusal::{Refusal, Step},
-};
+use super::compound::{Compound, Fields};
+use crate::event::{PayloadLimits, json::scan, refusal::Refusal};
 
 /// The names by which serde_json passes on text that is JSON already: `RawValue`, and `Number` if the build keeps
 /// numbers of any precision.
@@ -32,7 +22,7 @@ pub(super) struct Writer<'l> {
 
 impl<'l> Writer<'l> {
     pub(super) fn new(limits: &'l PayloadLimits) -> Self {
-        Self { out: Vec::with_capacity(256), depth: 0, limits }
+        Self { out: Vec::with_capacity(512), depth: 0, limits }
     }
 
     pub(super) fn finish(self) -> Result<String, Refusal> {
@@ -42,7 +32,7 @@ impl<'l> Writer<'l> {
 
     /// Refuses when `more` bytes would pass the limit. Asked before every text, element and key: whatever is written in
     /// between is short.
-    fn room(&self, more: usize) -> Result<(), Refusal> {
+    pub(super) fn room(&self, more: usize) -> Result<(), Refusal> {
         let bytes = self.out.len().saturating_add(more);
         if bytes > self.limits.bytes {
             return Err(Refusal::too_large(bytes, self.limits.bytes));
@@ -58,6 +48,11 @@ impl<'l> Writer<'l> {
         self.open(b'{', b"}", None)
     }
 
+    pub(super) fn close(&mut self, closing: &[u8]) {
+        self.out.extend_from_slice(closing);
+        self.depth -= closing.len();
+    }
+
     fn open(
         &mut self,
         bracket: u8,
@@ -69,7 +64,7 @@ impl<'l> Writer<'l> {
             return Err(Refusal::too_deep(self.limits.depth));
         }
         self.out.push(bracket);
-        Ok(Compound { writer: self, closing, variant, elements: 0, key: (0, 0) })
+        Ok(Compound::new(self, closing, variant))
     }
 
     /// `{"variant":`, the shape in which a variant stands anywhere but at the top.
@@ -120,7 +115,7 @@ impl<'l> Writer<'l> {
     }
 
     /// Text that is JSON already, passed through as it is.
-    fn json_text(&mut self, text: &str) -> Result<(), Refusal> {
+    pub(super) fn json_text(&mut self, text: &str) -> Result<(), Refusal> {
         self.room(text.len())?;
         scan(text, self.depth, self.limits.depth)?;
         self.out.extend_from_slice(text.as_bytes());
@@ -222,8 +217,7 @@ impl<'a, 'l> Serializer for &'a mut Writer<'l> {
     ) -> Result<(), Refusal> {
         self.open_variant(variant)?;
         value.serialize(&mut *self).map_err(|refusal| refusal.within_key(variant))?;
-        self.out.push(b'}');
-        self.depth -= 1;
+        self.close(b"}");
         Ok(())
     }
 
@@ -306,144 +300,5 @@ impl fmt::Write for Fragments<'_, '_> {
             self.refusal = Some(refusal);
             fmt::Error
         })
-    }
-}
-
-/// An open array or object.
-pub(super) struct Compound<'a, 'l> {
-    writer: &'a mut Writer<'l>,
-    closing: &'static [u8],
-    /// The variant whose content it is, when that is not an event's own.
-    variant: Option<&'static str>,
-    elements: usize,
-    /// Where the key of the current entry stands in the output, without its quotes.
-    key: (usize, usize),
-}
-
-impl Compound<'_, '_> {
-    pub(super) fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Refusal> {
-        let index = self.elements;
-        self.separate()?;
-        value.serialize(&mut *self.writer).map_err(|refusal| self.outwards(refusal.within(Step::Index(index))))
-    }
-
-    pub(super) fn field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Refusal> {
-        self.separate()?;
-        self.writer.text(key).map_err(Refusal::of_key)?;
-        self.writer.out.push(b':');
-        value.serialize(&mut *self.writer).map_err(|refusal| self.outwards(refusal.within_key(key)))
-    }
-
-    pub(super) fn close(self) {
-        self.writer.out.extend_from_slice(self.closing);
-        self.writer.depth -= self.closing.len();
-    }
-
-    fn separate(&mut self) -> Result<(), Refusal> {
-        if self.elements > 0 {
-            self.writer.out.push(b',');
-        }
-        self.elements += 1;
-        self.writer.room(0)
-    }
-
-    fn outwards(&self, refusal: Refusal) -> Refusal {
-        match self.variant {
-            Some(variant) => refusal.within_key(variant),
-            None => refusal,
-        }
-    }
-}
-
-impl SerializeMap for Compound<'_, '_> {
-    type Ok = ();
-    type Error = Refusal;
-
-    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), Refusal> {
-        self.separate()?;
-        let start = self.writer.out.len() + 1;
-        key.serialize(Key(&mut *self.writer)).map_err(Refusal::of_key)?;
-        self.key = (start, self.writer.out.len() - 1);
-        Ok(())
-    }
-
-    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Refusal> {
-        self.writer.out.push(b':');
-        value.serialize(&mut *self.writer).map_err(|refusal| {
-            let (start, end) = self.key;
-            refusal.within_key(&String::from_utf8_lossy(&self.writer.out[start..end]))
-        })
-    }
-
-    fn end(self) -> Result<(), Refusal> {
-        self.close();
-        Ok(())
-    }
-}
-
-macro_rules! elements {
-    ($($trait:ident::$method:ident),*) => {
-        $(impl $trait for Compound<'_, '_> {
-            type Ok = ();
-            type Error = Refusal;
-
-            fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Refusal> {
-                self.element(value)
-            }
-
-            fn end(self) -> Result<(), Refusal> {
-                self.close();
-                Ok(())
-            }
-        })*
-    };
-}
-
-elements!(
-    SerializeSeq::serialize_element,
-    SerializeTuple::serialize_element,
-    SerializeTupleStruct::serialize_field,
-    SerializeTupleVariant::serialize_field
-);
-
-impl SerializeStructVariant for Compound<'_, '_> {
-    type Ok = ();
-    type Error = Refusal;
-
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Refusal> {
-        self.field(key, value)
-    }
-
-    fn end(self) -> Result<(), Refusal> {
-        self.close();
-        Ok(())
-    }
-}
-
-/// A struct's fields, or the one field by which serde_json passes JSON text.
-pub(super) enum Fields<'a, 'l> {
-    Object(Compound<'a, 'l>),
-    JsonText(&'a mut Writer<'l>),
-}
-
-impl SerializeStruct for Fields<'_, '_> {
-    type Ok = ();
-    type Error = Refusal;
-
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), Refusal> {
-        match self {
-            Self::Object(object) => object.field(key, value),
-            Self::JsonText(writer) => {
-                let text = serde_json::to_value(value).map_err(Refusal::custom)?;
-                writer.json_text(text.as_str().unwrap_or_default())
-            }
-        }
-    }
-
-    fn end(self) -> Result<(), Refusal> {
-        if let Self::Object(object) = self {
-            object.close();
-        }
-        Ok(())
     }
 }
