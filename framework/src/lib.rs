@@ -1,10 +1,14 @@
 //! Annals.
 
 pub mod aggregate;
+#[cfg(all(unix, feature = "embedded"))]
+pub mod embedded;
 pub mod error;
 pub mod event;
 pub mod projector;
 pub mod stream;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod view;
 
 pub use aggregate::{Aggregate, Context};
