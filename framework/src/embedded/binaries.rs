@@ -38,12 +38,12 @@ impl Binaries {
         Some(Self { folder, version, major })
     }
 
+    /// A program of the folder, with nothing of this process's environment that it has no use for (secrets, `PGDATA`).
     pub(super) fn program(&self, name: &str, account: Option<&Account>) -> Command {
         let mut command = Command::new(self.folder.join(name));
-        Account::becomes(account, command.current_dir("/").env("LC_ALL", "C"));
-        for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
-            command.env_remove(name);
-        }
+        let kept = ["PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR"];
+        let kept = kept.into_iter().filter_map(|name| Some((name, env::var_os(name)?)));
+        Account::becomes(account, command.current_dir("/").env_clear().envs(kept).env("LC_ALL", "C"));
         command
     }
 }
@@ -67,13 +67,16 @@ pub(super) fn resolve(options: &Options, place: &Place, needed: Option<u32>) -> 
         let found = if found.is_empty() { "none".into() } else { found.join(", ") };
         return Err(EmbeddedError::WrongVersion { cluster: place.cluster(), needed, found });
     }
+    let reason = match found.is_empty() {
+        false => format!("there is only {}", found.join(", ")),
+        true if installed.is_empty() => "none was looked for".into(),
+        true => format!("none in {}", list(installed)),
+    };
     if options.fetch == Fetch::Never {
-        let looked = match found.is_empty() {
-            false => format!("found only {}", found.join(", ")),
-            true if installed.is_empty() => "there is no folder to look in".into(),
-            true => format!("looked in {}", list(installed)),
-        };
-        return Err(EmbeddedError::NotFound { reason: looked, command: install_command() });
+        return Err(EmbeddedError::NotFound { reason, command: install_command() });
+    }
+    if !installed.is_empty() {
+        (options.announce)(&format!("no PostgreSQL {OLDEST} or newer on this machine ({reason})"));
     }
     fetch::fetch(&place.home, account, options.announce)
 }

@@ -1,6 +1,7 @@
 //! The file `pg.json` of a data folder: how a second process reaches the server.
 
 use std::{
+    fmt,
     fs::{self, OpenOptions},
     io::{Read, Write},
     os::unix::fs::OpenOptionsExt,
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{EmbeddedError, account, error::Tried};
 
 /// What `pg.json` says; readable by its owner alone.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Connection {
     /// The whole connection string.
     pub(super) url: String,
@@ -52,6 +53,14 @@ impl Connection {
         let new = data.join("pg.json.new");
         write_private(&new, &text)?;
         fs::rename(&new, data.join("pg.json")).tried(format_args!("replace pg.json in {}", data.display()))
+    }
+}
+
+/// Without the password.
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { port, version, durable, .. } = self;
+        write!(f, "PostgreSQL {version} on port {port}, durable: {durable}")
     }
 }
 

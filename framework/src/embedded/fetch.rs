@@ -183,3 +183,19 @@ fn run_tool(name: &'static str, command: &mut Command) -> Result<(), Failure> {
         Err(error) => Err(Failure::Broken(format!("{name}: {error}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Failure, PACKAGES, check};
+
+    #[test]
+    fn an_archive_with_other_bytes_is_refused() {
+        let archive = std::env::temp_dir().join(format!("annals-archive-{}", std::process::id()));
+        std::fs::write(&archive, "not what was published").unwrap();
+
+        let refused = check(&archive, PACKAGES[0].3);
+        std::fs::remove_file(&archive).unwrap();
+
+        assert!(matches!(refused, Err(Failure::Broken(reason)) if reason.contains("SHA-512")));
+    }
+}

@@ -89,7 +89,6 @@ pub enum Fetch {
 }
 
 /// The database of an app: the one of `DATABASE_URL`, or one on a private server.
-#[derive(Debug)]
 pub struct Database {
     url: String,
     origin: String,
@@ -133,6 +132,13 @@ impl Database {
             Some(server) => server.stop().await.map(drop),
             None => Ok(()),
         }
+    }
+}
+
+/// Without the password.
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Database").field("origin", &self.origin).finish_non_exhaustive()
     }
 }
 

@@ -27,12 +27,13 @@ impl Place {
         account::make_folder(data_dir)?;
         let data = data_dir.canonicalize().tried(format_args!("open the data folder {}", data_dir.display()))?;
         let uid = account::own_uid()?;
-        let owner = fs::metadata(&data).tried(format_args!("look at {}", data.display()))?.uid();
         if uid == 0 {
             return Self::as_root(data, announce);
         }
-        if owner != uid {
-            return Err(EmbeddedError::NotYours { path: data, owner });
+        for path in [data.clone(), data.join("pg")] {
+            if let Some(owner) = fs::metadata(&path).ok().map(|it| it.uid()).filter(|owner| *owner != uid) {
+                return Err(EmbeddedError::NotYours { path, owner });
+            }
         }
         Ok(Self { home: data.clone(), data, account: None })
     }
@@ -54,7 +55,9 @@ impl Place {
             }
         }
 
-        let account = Account::unprivileged()?;
+        // A folder that a plain user made gets a cluster that this user can go on with.
+        let folder = fs::metadata(&data).tried(format_args!("look at {}", data.display()))?;
+        let account = if folder.uid() == 0 { Account::unprivileged()? } else { Account::owner(&folder) };
         let Some(blocked) = account.blocked_at(&data) else {
             return Ok(Self { home: data.clone(), data, account: Some(account) });
         };

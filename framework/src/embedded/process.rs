@@ -29,6 +29,7 @@ pub(crate) fn command_line(pid: u32) -> Option<String> {
 }
 
 /// The processes whose parent is `pid`.
+#[cfg(feature = "testing")]
 pub(crate) fn children(pid: u32) -> Vec<u32> {
     let Ok(output) = Command::new("ps").args(["-A", "-o", "pid=,ppid="]).output() else { return children_in_proc(pid) };
     let text = String::from_utf8_lossy(&output.stdout);
@@ -40,6 +41,7 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
 }
 
 /// The same without `ps`, which slim images lack.
+#[cfg(feature = "testing")]
 fn children_in_proc(pid: u32) -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());

@@ -1,10 +1,6 @@
 //! A running server and this process's share in it.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use super::{
     EmbeddedError, Options, binaries, blocking, cluster,
@@ -132,7 +128,7 @@ fn join_or_launch(place: &Place, options: &Options) -> Result<(Connection, u32, 
 
 /// The data folder (as an absolute path) and the cluster's folder, for those who watch over them.
 #[cfg(feature = "testing")]
-pub(crate) fn folders(data_dir: &Path, announce: fn(&str)) -> Result<(PathBuf, PathBuf), EmbeddedError> {
+pub(crate) fn folders(data_dir: &std::path::Path, announce: fn(&str)) -> Result<(PathBuf, PathBuf), EmbeddedError> {
     let place = Place::prepare(data_dir, announce)?;
     let cluster = place.cluster();
     Ok((place.data, cluster))

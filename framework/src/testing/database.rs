@@ -3,6 +3,7 @@
 use std::{
     env,
     error::Error,
+    fmt,
     path::{Path, PathBuf},
     process,
     str::FromStr,
@@ -42,7 +43,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// sqlx::query("create table notes (text text)").execute(&pool).await?;
 /// # Ok(()) }
 /// ```
-#[derive(Debug)]
 pub struct TestDatabase {
     name: String,
     url: String,
@@ -82,6 +82,13 @@ impl TestDatabase {
     pub async fn pool(&self) -> PgPool {
         let pool = PgPoolOptions::new().max_connections(10).acquire_timeout(LIMIT).connect_with(self.options()).await;
         pool.unwrap_or_else(|error| panic!("cannot connect to the test's database {}: {error}", self.name))
+    }
+}
+
+/// Without the password.
+impl fmt::Debug for TestDatabase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TestDatabase").field("name", &self.name).finish_non_exhaustive()
     }
 }
 

@@ -33,6 +33,10 @@ impl Watchdog {
             Afterwards::Keep => "keep",
             Afterwards::Remove => "remove",
         };
+        let tools = Command::new("sh").args(["-c", "command -v flock || command -v perl"]).output()?;
+        if !tools.status.success() {
+            return Err(io::Error::other("it needs `flock` or `perl`, and neither is here"));
+        }
         let mut command = Command::new("sh");
         command.args([OsStr::new("-c"), include_str!("watchdog.sh").as_ref(), "annals-watchdog".as_ref()]);
         command.args([data.as_os_str(), cluster.as_os_str(), word.as_ref()]).current_dir("/");
