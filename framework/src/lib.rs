@@ -3,6 +3,8 @@
 pub mod aggregate;
 pub mod app;
 pub mod config;
+#[cfg(all(unix, feature = "embedded"))]
+pub mod embedded;
 pub mod error;
 pub mod event;
 pub mod execute;
