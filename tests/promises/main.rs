@@ -1,3 +1,5 @@
 //! Annals keeps its promises: one module a promise, each test a sentence.
 
+mod app;
 mod embedded;
+mod shop;
