@@ -9,7 +9,7 @@ use std::{
 
 use futures::future::{BoxFuture, join_all};
 use sqlx::PgConnection;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     execute::{self, Repository},
     projector::{self, ProjectorFollower},
     store::Store,
-    subscription::{FollowerStatus, Handle, ReadModel, Tail},
+    subscription::{FollowerStatus, Handle, ReadModel, Tail, send_wake_ups},
     view::{self, ViewFollower, ViewSql},
 };
 
@@ -167,13 +167,17 @@ impl Builder {
         }
         let (store, contracts) = (self.store, Arc::new(self.contracts));
         let repositories = self.repositories.into_iter().map(|make| make(&store, &contracts)).collect();
+        let starting =
+            self.followers.into_iter().map(|(name, start)| Ok((name, start(store.clone(), contracts.clone())?)));
+        let starting: Vec<_> = starting.collect::<Result<_, InvalidInput>>()?;
         let mut runs = vec![];
-        for (name, start) in self.followers {
-            let starting = start(store.clone(), contracts.clone())?;
-            starting.model.set_up(&store).await?;
-            runs.push((name, starting.run));
+        for (name, Starting { model, run }) in starting {
+            model.set_up(&store).await?;
+            runs.push((name, run));
         }
         let stop = CancellationToken::new();
+        // Also where nothing follows: other processes do.
+        tokio::spawn(send_wake_ups(store.clone(), stop.clone()));
         let tail = (!runs.is_empty()).then(|| Tail::start(store.clone(), stop.clone()));
         let mut followers = vec![];
         if let Some(tail) = &tail {
@@ -362,18 +366,18 @@ impl App {
         };
         let (name, mut seen) = (*name, handle.position.clone());
         drop(followers);
-        let reached = timeout(longest, seen.wait_for(|at| *at >= position)).await;
-        if matches!(reached, Ok(Ok(_))) {
+        let begun = Instant::now();
+        if let Ok(Ok(_)) = timeout(longest, seen.wait_for(|at| *at >= position)).await {
             return Ok(());
         }
         let status = self.followers().into_iter().find(|status| status.name == name);
-        let at = status.as_ref().map_or(Position::START, |status| status.position);
+        let at = *seen.borrow();
         Err(WaitError::Behind {
             name,
             at,
             position,
             behind: position.get() - at.get(),
-            waited: longest,
+            waited: begun.elapsed(),
             last_error: status.and_then(|status| status.last_error),
         })
     }
@@ -403,9 +407,9 @@ impl App {
     /// Takes no more commands, lets those under way end, lets followers save their checkpoints, and closes the store:
     /// within [`Config::drain_deadline`](crate::Config::drain_deadline), after which the rest is left as a crash would.
     pub async fn shutdown(&self) {
-        let deadline = self.inner.store.config().drain_deadline;
+        let deadline = Instant::now() + self.inner.store.config().drain_deadline;
         self.inner.commands.close();
-        if timeout(deadline, self.inner.commands.wait()).await.is_err() {
+        if timeout_at(deadline, self.inner.commands.wait()).await.is_err() {
             tracing::warn!(commands = self.inner.commands.len(), "commands did not end within the drain deadline");
         }
         self.inner.stop.cancel();
@@ -414,7 +418,7 @@ impl App {
             .into_iter()
             .map(|(name, mut handle)| {
                 let end = async move {
-                    if timeout(deadline, &mut handle.task).await.is_err() {
+                    if timeout_at(deadline, &mut handle.task).await.is_err() {
                         tracing::warn!(follower = name, "a follower did not end within the drain deadline");
                         handle.task.abort();
                     }
@@ -423,7 +427,7 @@ impl App {
             })
             .collect();
         join_all(ends).await;
-        if timeout(deadline, self.inner.store.close()).await.is_err() {
+        if timeout_at(deadline, self.inner.store.close()).await.is_err() {
             tracing::warn!("the store did not close within the drain deadline");
         }
     }

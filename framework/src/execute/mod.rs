@@ -33,7 +33,7 @@ pub struct Options {
     pub command_id: Option<Uuid>,
     /// Who sends it.
     pub actor: Option<String>,
-    /// Joins everything that one request leads to. The command's own first event begins a new one if it is not given.
+    /// Joins everything that one request leads to. A new one begins if it is not given.
     pub correlation_id: Option<Uuid>,
     /// The event that led to the command.
     pub causation_id: Option<Uuid>,
@@ -132,6 +132,24 @@ impl Counters {
             repeated: get(&self.repeated),
             conflicts: get(&self.conflicts),
             failed: get(&self.failed),
+        }
+    }
+}
+
+/// What a command that was accepted came to.
+enum Answer<T> {
+    /// It added events.
+    Events(T),
+    /// It added none.
+    Empty(T),
+    /// Its id had taken effect before, and this is the answer of then.
+    Repeated(T),
+}
+
+impl<T> Answer<T> {
+    fn into_inner(self) -> T {
+        match self {
+            Self::Events(receipt) | Self::Empty(receipt) | Self::Repeated(receipt) => receipt,
         }
     }
 }

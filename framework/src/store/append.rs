@@ -193,10 +193,29 @@ impl Store {
     ) -> Result<Vec<Receipt>, StoreError> {
         check_events(&appends, &self.inner.config.limits)?;
         let work = Work::new(appends, metadata, None, &self.inner.config.limits)?;
+        self.enter(conn).await?;
         match self.write_in(conn, work).await? {
             Appended::Written(receipts) => Ok(receipts),
             Appended::Repeated => Err(StoreError::Unfit("an append without a command id met one".into())),
         }
+    }
+
+    /// Bounds the caller's transaction, and refuses one that may see the past.
+    pub(crate) async fn enter(&self, conn: &mut PgConnection) -> Result<(), StoreError> {
+        let what = "enter the caller's transaction";
+        let milliseconds = self.inner.config.transaction_deadline.as_millis().to_string();
+        let entering = sqlx::query(self.inner.sql.prepare_append_in.clone()).bind(milliseconds).fetch_one(conn);
+        let row =
+            within(self.inner.config.transaction_deadline, what, entering).await?.map_err(StoreError::on(what))?;
+        let isolation: String = row.try_get(0).map_err(StoreError::on(what))?;
+        if isolation == "read committed" {
+            return Ok(());
+        }
+        Err(InvalidInput::Other(format!(
+            "append_in needs a transaction at READ COMMITTED, this one is {isolation}: its snapshot may be older than \
+             the stream"
+        ))
+        .into())
     }
 
     pub(crate) async fn write_in(&self, conn: &mut PgConnection, work: Work) -> Result<Appended, StoreError> {
@@ -207,20 +226,6 @@ impl Store {
     async fn write_under_savepoint(&self, conn: &mut PgConnection, work: Work) -> Result<Appended, StoreError> {
         let what = "append inside the caller's transaction";
         let sql = &self.inner.sql;
-        let milliseconds = self.inner.config.transaction_deadline.as_millis().to_string();
-        let isolation: String = sqlx::query(sql.prepare_append_in.clone())
-            .bind(&milliseconds)
-            .fetch_one(&mut *conn)
-            .await
-            .and_then(|row| row.try_get(0))
-            .map_err(StoreError::on(what))?;
-        if isolation != "read committed" {
-            return Err(InvalidInput::Other(format!(
-                "append_in needs a transaction at READ COMMITTED, this one is {isolation}: its snapshot may be older \
-                 than the stream"
-            ))
-            .into());
-        }
         let savepoint = sqlx::raw_sql(sql.savepoint_append_in.clone()).execute(&mut *conn).await;
         savepoint.map_err(|error| match StoreError::on(what)(error) {
             StoreError::Refused { source: sqlx::Error::Database(error), .. }

@@ -186,7 +186,7 @@ fn quiet(config: &Config, options: PgConnectOptions) -> PgConnectOptions {
 
 /// A connection that slept is tested before it is used: still there, and not inside a transaction that a cancelled
 /// future left open (launchbadge/sqlx #4393).
-fn pool(config: &Config, sql: &Sql, size: u32) -> PgPoolOptions {
+pub(crate) fn pool(config: &Config, sql: &Sql, size: u32) -> PgPoolOptions {
     let check = sql.check_connection.clone();
     PoolOptions::new()
         .max_connections(size)

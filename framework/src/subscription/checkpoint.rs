@@ -60,7 +60,8 @@ impl ReadModel {
         let what = StoreError::on("set up a read model");
         let sql = &store.inner.sql;
         let schema = self.schema.as_str();
-        let mut tx = conn.begin().await.map_err(&what)?;
+        // A level that sees, behind the lock, what its holder before has made.
+        let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
         let row = sqlx::query(sql.lock_follower.clone()).bind(schema).fetch_one(&mut *tx).await.map_err(&what)?;
         let (there, may_create): (bool, bool) = (row.get(0), row.get(1));
         let known =

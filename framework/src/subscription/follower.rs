@@ -12,17 +12,22 @@ use chrono::{DateTime, Utc};
 use futures::FutureExt;
 use sqlx::PgConnection;
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{checkpoint::Checkpoint, recent::Recent, tail::Frontier, tail::Tail};
+use super::{
+    checkpoint::Checkpoint,
+    failure::{Failure, FollowError, message},
+    recent::{Found, Recent},
+    tail::{Frontier, Tail},
+};
 use crate::{
-    BoxError, Payload, Position, Recorded,
-    error::{StoreError, Undecodable},
-    store::{ReadLog, Store},
+    Payload, Position, Recorded,
+    error::StoreError,
+    store::{ReadLog, Store, horizon, within},
 };
 
 /// Events of one batch at most.
@@ -31,6 +36,9 @@ const BATCH: usize = 2_000;
 const BATCH_DEADLINE: Duration = Duration::from_secs(120);
 /// A checkpoint that only passes over events of others is saved this often.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// The longest pause before a failing event is tried again, and before a failing database is.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_PAUSE_OF_DATABASE: Duration = Duration::from_secs(2);
 
 /// What a follower is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,21 +81,6 @@ pub(crate) enum Applied {
     Committed,
     /// The checkpoint stood elsewhere: another process does this work. Nothing was changed.
     Fenced,
-}
-
-/// Why a batch failed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum FollowError {
-    #[error(transparent)]
-    Undecodable(#[from] Box<Undecodable>),
-    #[error("{0}")]
-    Handler(BoxError),
-    #[error("the handler panicked: {0}")]
-    Panicked(String),
-    #[error("the handler did not end within {0:?}")]
-    Hung(Duration),
-    #[error(transparent)]
-    Store(StoreError),
 }
 
 /// Events to apply, and how the checkpoint moves with them.
@@ -139,6 +132,7 @@ impl Handle {
             store,
             frontier: tail.frontier.clone(),
             recent: tail.recent.clone(),
+            turns: tail.turns.clone(),
             status: status.clone(),
             position,
             stop,
@@ -150,6 +144,9 @@ impl Handle {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         status.position = *self.position.borrow();
         status.behind = (self.frontier.borrow().safe.get() - status.position.get()).max(0);
+        if self.task.is_finished() {
+            status.state = FollowerState::Stopped;
+        }
         status
     }
 }
@@ -159,17 +156,29 @@ struct Runner<F> {
     store: Store,
     frontier: watch::Receiver<Frontier>,
     recent: Arc<Recent>,
+    turns: Arc<Semaphore>,
     status: Arc<Mutex<FollowerStatus>>,
     position: watch::Sender<Position>,
     stop: CancellationToken,
 }
 
-/// Where a follower is: `committed` stands in the database, `read` may be ahead of it over events of others.
+/// Where a follower is. What it remembers beyond `committed` holds for one epoch of the tail.
 struct Place {
     epoch: u64,
     committed: Checkpoint,
+    /// The last event that was applied or passed over. The checkpoint only ever moves to an event: a number that was
+    /// drawn and not used may be drawn again after a crash of the server.
+    passed: Position,
+    /// How far the log was looked through.
     read: Position,
     saved_at: Instant,
+}
+
+impl Place {
+    fn at(committed: Checkpoint, epoch: u64) -> Self {
+        let position = committed.position;
+        Self { epoch, committed, passed: position, read: position, saved_at: Instant::now() }
+    }
 }
 
 impl<F: Follower> Runner<F> {
@@ -178,32 +187,28 @@ impl<F: Follower> Runner<F> {
         let mut limit = BATCH;
         let mut place = None;
         while !self.stop.is_cancelled() {
-            let result = self.step(&mut place, &mut limit).await;
-            match result {
-                Ok(()) => {
-                    if attempts > 0 {
-                        attempts = 0;
-                        self.show(|status| {
-                            (status.attempts, status.last_error, status.failed_position) = (0, None, None);
-                            status.next_attempt_at = None;
-                        });
-                    }
-                    self.show(|status| status.state = FollowerState::Running);
+            match self.step(&mut place, &mut limit).await {
+                Ok(()) if attempts > 0 => {
+                    attempts = 0;
+                    self.show_recovered(place.as_ref()).await;
                 }
-                Err(failure) if failure.events > 1 => {
-                    // Which event it is, halving finds out; what comes before it takes effect on the way.
-                    limit = failure.events / 2;
-                    place = None;
-                }
+                Ok(()) => self.show(|status| status.state = FollowerState::Running),
                 Err(failure) => {
-                    attempts += 1;
                     place = None;
-                    self.wait_after(failure, attempts).await;
+                    // Which event it is, halving finds out; what comes before it takes effect on the way.
+                    limit = match failure.events {
+                        0 => (limit / 2).max(1),
+                        events => (events / 2).max(1),
+                    };
+                    if failure.events <= 1 {
+                        attempts += 1;
+                        self.wait_after(failure, attempts).await;
+                    }
                 }
             }
         }
-        if let Some(place) = place {
-            self.save(&place).await;
+        if let Some(place) = place.filter(|place| place.passed > place.committed.position) {
+            self.move_checkpoint(place.committed, place.passed).await;
         }
         self.show(|status| status.state = FollowerState::Stopped);
     }
@@ -216,15 +221,17 @@ impl<F: Follower> Runner<F> {
             _ => {
                 let committed = Checkpoint::read(&self.store, self.follower.name()).await?;
                 self.position.send_replace(committed.position);
-                let (epoch, read) = (frontier.epoch, committed.position);
-                place.insert(Place { epoch, committed, read, saved_at: Instant::now() })
+                place.insert(Place::at(committed, frontier.epoch))
             }
         };
-        if frontier.safe <= at.read {
-            if at.read > at.committed.position && at.saved_at.elapsed() >= SAVE_EVERY && self.save(at).await {
-                at.committed.position = at.read;
-                at.saved_at = Instant::now();
+        if at.passed > at.committed.position && at.saved_at.elapsed() >= SAVE_EVERY {
+            if !self.move_checkpoint(at.committed, at.passed).await {
+                *place = None;
+                return Ok(());
             }
+            (at.committed.position, at.saved_at) = (at.passed, Instant::now());
+        }
+        if frontier.safe <= at.read {
             tokio::select! {
                 _ = self.frontier.changed() => {}
                 () = self.stop.cancelled() => {}
@@ -232,45 +239,52 @@ impl<F: Follower> Runner<F> {
             }
             return Ok(());
         }
-        let (events, to) = self.next_events(at.read, frontier.safe, *limit).await?;
-        if events.is_empty() {
-            at.read = to;
-            self.position.send_replace(to);
-            return Ok(());
-        }
-        match self.apply(&events, at.committed, to).await? {
-            Applied::Committed => {
-                at.committed.position = to;
-                (at.read, at.saved_at) = (to, Instant::now());
-                self.position.send_replace(to);
-                *limit = (*limit * 2).min(BATCH);
+        let _turn = self.turns.acquire().await;
+        let (found, safe) = self.find(at, frontier.safe, *limit).await?;
+        let last = found.last.unwrap_or(at.passed).max(at.passed);
+        let read = if found.all { last.max(safe) } else { last };
+        if !found.events.is_empty() {
+            match self.apply(&found.events, at.committed, last).await? {
+                Applied::Committed => (at.committed.position, at.saved_at) = (last, Instant::now()),
+                Applied::Fenced => {
+                    tracing::debug!(follower = self.follower.name(), "another process moved the checkpoint");
+                    *place = None;
+                    return Ok(());
+                }
             }
-            Applied::Fenced => {
-                tracing::debug!(follower = self.follower.name(), "another process moved the checkpoint");
-                *place = None;
-            }
+            *limit = (*limit * 2).min(BATCH);
         }
+        (at.passed, at.read) = (last, read.max(at.read));
+        self.position.send_replace(at.read);
         Ok(())
     }
 
-    /// Up to `limit` wanted events behind `after`, and the position up to which the log was looked through for them.
-    async fn next_events(
-        &self,
-        after: Position,
-        safe: Position,
-        limit: usize,
-    ) -> Result<(Vec<Arc<Recorded<Payload>>>, Position), StoreError> {
+    /// Up to `limit` wanted events behind `at`, and the safe position that they were looked for at.
+    async fn find(&self, at: &Place, safe: Position, limit: usize) -> Result<(Found, Position), StoreError> {
         let categories = self.follower.categories();
-        if let Some(mut events) = self.recent.after(after, limit) {
-            // The window may have grown past `safe` meanwhile: what it holds is final.
-            let to = if events.len() == limit { events.last().map(|last| last.position) } else { None };
-            let to = to.unwrap_or_else(|| events.last().map_or(safe, |last| last.position.max(safe)));
-            events.retain(|event| categories.iter().any(|category| category == event.stream.category()));
-            return Ok((events, to));
+        if let Some(found) = self.recent.after(at.epoch, at.read, limit, categories) {
+            return Ok((found, safe));
         }
-        let read = ReadLog { after, categories: categories.to_vec(), ..ReadLog::default() };
-        let page = self.store.read_final(&read, safe, limit).await?;
-        Ok((page.events.into_iter().map(Arc::new).collect(), page.next.unwrap_or(safe)))
+        let what = "read the log";
+        let reading = async {
+            let inner = &self.store.inner;
+            let mut conn = inner.followers.acquire().await.map_err(StoreError::on(what))?;
+            // The tail may not know yet that the server began anew: this connection's own horizon is that of its rows.
+            let safe = horizon(&mut conn, &inner.sql).await?.safe;
+            let read = ReadLog { after: at.read, categories: categories.to_vec(), ..ReadLog::default() };
+            let page = inner.read_final_on(&mut conn, &read, safe, limit).await.map_err(StoreError::on(what))?;
+            let last = match page.next {
+                Some(last) => Some(last),
+                None => {
+                    let last = sqlx::query_scalar(inner.sql.read_last_position.clone()).bind(safe.get());
+                    let last: Option<i64> = last.fetch_one(&mut *conn).await.map_err(StoreError::on(what))?;
+                    last.map(Position::new)
+                }
+            };
+            let events = page.events.into_iter().map(Arc::new).collect();
+            Ok((Found { events, last, all: page.next.is_none() }, safe))
+        };
+        within(self.store.config().read_deadline, what, reading).await?
     }
 
     async fn apply(
@@ -290,30 +304,25 @@ impl<F: Follower> Runner<F> {
         };
         // Whatever it left on the connection goes with it.
         drop(conn.detach());
-        let passing = matches!(&error, FollowError::Store(StoreError::Unavailable { .. } | StoreError::Timeout { .. }));
-        let position = events.first().filter(|_| events.len() == 1 && !passing).map(|event| event.position);
-        Err(Failure { events: if passing { 0 } else { events.len() }, position, error: error.into() })
+        Err(Failure::of(error, events.len(), events.first().map(|event| event.position)))
     }
 
-    /// Saves a checkpoint that only passed over events of others.
-    async fn save(&self, place: &Place) -> bool {
-        if place.read <= place.committed.position {
-            return false;
-        }
+    /// Moves the checkpoint over events of others, or only takes a failure's traces off it.
+    async fn move_checkpoint(&self, from: Checkpoint, to: Position) -> bool {
         let moving = sqlx::query(self.store.inner.sql.move_checkpoint.clone())
             .bind(self.follower.name())
-            .bind(place.committed.generation)
-            .bind(place.committed.position.get())
-            .bind(place.read.get())
-            .execute(&self.store.inner.followers)
-            .await;
-        moving.is_ok_and(|done| done.rows_affected() == 1)
+            .bind(from.generation)
+            .bind(from.position.get())
+            .bind(to.get())
+            .execute(&self.store.inner.followers);
+        let moved = within(self.store.config().read_deadline, "move a checkpoint", moving).await;
+        matches!(moved, Ok(Ok(done)) if done.rows_affected() == 1)
     }
 
     async fn wait_after(&self, failure: Failure, attempts: u32) {
-        let pause = Duration::from_millis(100 << attempts.min(9)).min(Duration::from_secs(30));
-        let error = describe(&*failure.error);
-        let name = self.follower.name();
+        let longest = if failure.events == 0 { LONGEST_PAUSE_OF_DATABASE } else { LONGEST_PAUSE };
+        let pause = Duration::from_millis(100 << attempts.min(9)).min(longest);
+        let (name, error) = (self.follower.name(), failure.text());
         tracing::error!(follower = name, attempts, %error, position = ?failure.position, "a follower failed and waits");
         self.show(|status| {
             status.state = FollowerState::Retrying;
@@ -322,61 +331,42 @@ impl<F: Follower> Runner<F> {
             status.failed_position = failure.position;
             status.next_attempt_at = Some(Utc::now() + pause);
         });
-        if let Ok(checkpoint) = Checkpoint::read(&self.store, name).await {
-            let recording = sqlx::query(self.store.inner.sql.record_failure.clone())
-                .bind(name)
-                .bind(checkpoint.generation)
-                .bind(attempts as i32)
-                .bind(error)
-                .bind(failure.position.map(Position::get))
-                .bind(pause.as_secs_f64())
-                .execute(&self.store.inner.followers)
-                .await;
-            if let Err(error) = recording {
-                tracing::debug!(%error, "a follower's failure could not be recorded");
-            }
-        }
+        let pausing = sleep(pause);
+        let recording = self.record(&failure, &error, attempts, pause);
         tokio::select! {
-            () = sleep(pause) => {}
+            _ = async { tokio::join!(pausing, recording) } => {}
             () = self.stop.cancelled() => {}
+        }
+    }
+
+    /// Lets the store show a failure to whoever is not in this process.
+    async fn record(&self, failure: &Failure, error: &str, attempts: u32, pause: Duration) {
+        let Ok(checkpoint) = Checkpoint::read(&self.store, self.follower.name()).await else { return };
+        let recording = sqlx::query(self.store.inner.sql.record_failure.clone())
+            .bind(self.follower.name())
+            .bind(checkpoint.generation)
+            .bind(attempts as i32)
+            .bind(error)
+            .bind(failure.position.map(Position::get))
+            .bind(pause.as_secs_f64())
+            .execute(&self.store.inner.followers);
+        let recorded = within(self.store.config().read_deadline, "record a failure", recording).await;
+        if !matches!(recorded, Ok(Ok(_))) {
+            tracing::debug!(?recorded, "a follower's failure could not be recorded");
+        }
+    }
+
+    async fn show_recovered(&self, place: Option<&Place>) {
+        self.show(|status| {
+            (status.attempts, status.last_error, status.failed_position) = (0, None, None);
+            (status.state, status.next_attempt_at) = (FollowerState::Running, None);
+        });
+        if let Some(place) = place {
+            self.move_checkpoint(place.committed, place.committed.position).await;
         }
     }
 
     fn show(&self, change: impl FnOnce(&mut FollowerStatus)) {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
-/// A failed step: of how many events, and at which, if that is known.
-struct Failure {
-    events: usize,
-    position: Option<Position>,
-    error: BoxError,
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Self { events: 0, position: None, error: error.into() }
-    }
-}
-
-/// An error with all its causes, in one line.
-fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text.replace('\0', "\\0")
-}
-
-fn message(panic: Box<dyn std::any::Any + Send>) -> String {
-    match panic.downcast::<String>() {
-        Ok(text) => *text,
-        Err(panic) => panic.downcast::<&str>().map_or_else(|_| "no message".into(), |text| (*text).into()),
     }
 }

@@ -14,9 +14,20 @@ const EVENTS: usize = 20_000;
 /// Every event behind `after`, up to where the tail has read.
 #[derive(Default)]
 struct Window {
+    /// Which connection of the tail filled it; see `Frontier`.
+    epoch: u64,
     after: Position,
     events: VecDeque<Arc<Recorded<Payload>>>,
     bytes: usize,
+}
+
+/// Events that a follower wants, in position order.
+pub(super) struct Found {
+    pub(super) events: Vec<Arc<Recorded<Payload>>>,
+    /// The last event that was looked at, wanted or not.
+    pub(super) last: Option<Position>,
+    /// Whether everything that was there was looked at.
+    pub(super) all: bool,
 }
 
 /// The window that the tail fills and the followers read.
@@ -25,9 +36,9 @@ pub(crate) struct Recent(Mutex<Window>);
 
 impl Recent {
     /// Starts again, empty, behind `after`.
-    pub(super) fn restart(&self, after: Position) {
+    pub(super) fn restart(&self, epoch: u64, after: Position) {
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *window = Window { after, ..Window::default() };
+        *window = Window { epoch, after, ..Window::default() };
     }
 
     pub(super) fn push(&self, events: Vec<Recorded<Payload>>) {
@@ -43,14 +54,26 @@ impl Recent {
         }
     }
 
-    /// Up to `limit` events behind `after`; none if the window no longer reaches back that far.
-    pub(super) fn after(&self, after: Position, limit: usize) -> Option<Vec<Arc<Recorded<Payload>>>> {
+    /// Up to `limit` events of `categories` behind `after`; none if the window does not reach back that far, or is not
+    /// of `epoch`.
+    pub(super) fn after(&self, epoch: u64, after: Position, limit: usize, categories: &[String]) -> Option<Found> {
         let window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if after < window.after {
+        if epoch != window.epoch || after < window.after {
             return None;
         }
         let start = window.events.partition_point(|event| event.position <= after);
-        Some(window.events.range(start..).take(limit).cloned().collect())
+        let mut found = Found { events: vec![], last: None, all: true };
+        for event in window.events.range(start..) {
+            if found.events.len() == limit {
+                found.all = false;
+                break;
+            }
+            found.last = Some(event.position);
+            if categories.iter().any(|category| category == event.stream.category()) {
+                found.events.push(event.clone());
+            }
+        }
+        Some(found)
     }
 }
 

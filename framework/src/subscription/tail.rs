@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use sqlx::PgConnection;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,8 @@ pub(crate) struct Frontier {
 pub(crate) struct Tail {
     pub(crate) frontier: watch::Receiver<Frontier>,
     pub(crate) recent: Arc<Recent>,
+    /// A follower works when it has one: so many connections there are, and a long batch of one is no failure of another.
+    pub(crate) turns: Arc<Semaphore>,
 }
 
 impl Tail {
@@ -37,7 +39,7 @@ impl Tail {
         let recent = Arc::new(Recent::default());
         let woken = Arc::new(Notify::new());
         tokio::spawn(wake_up::listen(store.clone(), woken.clone(), stop.clone()));
-        tokio::spawn(wake_up::send(store.clone(), stop.clone()));
+        let turns = Arc::new(Semaphore::new(store.config().follower_connections.max(1) as usize));
         let reader = Reader { store, recent: recent.clone(), frontier: sender, woken };
         tokio::spawn(async move {
             tokio::select! {
@@ -45,7 +47,7 @@ impl Tail {
                 () = stop.cancelled() => {}
             }
         });
-        Self { frontier, recent }
+        Self { frontier, recent, turns }
     }
 }
 
@@ -58,15 +60,19 @@ struct Reader {
 
 impl Reader {
     async fn run(self) {
-        let mut pause = Duration::from_millis(50);
+        const SHORTEST: Duration = Duration::from_millis(50);
+        let mut pause = SHORTEST;
         loop {
+            let epoch = self.frontier.borrow().epoch;
             let error = match self.follow().await {
                 Ok(never) => never,
                 Err(error) => error,
             };
             tracing::warn!(%error, "the tail of the log lost its connection; followers start again from their checkpoints");
+            // A connection that worked is not the one before it that did not.
+            pause =
+                if self.frontier.borrow().epoch == epoch { (pause * 2).min(Duration::from_secs(2)) } else { SHORTEST };
             sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(2));
         }
     }
 
@@ -84,21 +90,22 @@ impl Reader {
             if first {
                 first = false;
                 read = horizon.safe;
-                self.recent.restart(read);
-                self.frontier.send_modify(|frontier| *frontier = Frontier { epoch: frontier.epoch + 1, safe: read });
+                let epoch = self.frontier.borrow().epoch + 1;
+                self.recent.restart(epoch, read);
+                self.frontier.send_replace(Frontier { epoch, safe: read });
             }
             let safe = horizon.safe.max(read);
+            let moved = safe > read;
             while read < safe {
                 read = self.read_page(&mut conn, read, safe).await?;
                 self.frontier.send_modify(|frontier| frontier.safe = read);
             }
             // Somebody is in flight: look again soon, and less often the longer it takes.
-            held = if horizon.safe < horizon.drawn {
-                (held * 2).min(inner.config.poll_interval)
-            } else {
-                Duration::from_millis(1)
+            let interval = match horizon.safe < horizon.drawn {
+                true => held.min(inner.config.poll_interval),
+                false => inner.config.poll_interval,
             };
-            let interval = if horizon.safe < horizon.drawn { held } else { inner.config.poll_interval };
+            held = if moved { Duration::from_millis(1) } else { (held * 2).min(Duration::from_secs(60)) };
             let _ = timeout(interval, async {
                 tokio::select! {
                     _ = appended.changed() => {}
