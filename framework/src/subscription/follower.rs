@@ -47,7 +47,7 @@ pub enum FollowerState {
     Starting,
     /// It follows the log.
     Running,
-    /// An event fails, or the database does: it waits and tries again.
+    /// An event fails, or the database does, for it or for the tail: it waits and tries again.
     Retrying,
     /// It was stopped by a shutdown.
     Stopped,
@@ -111,6 +111,7 @@ pub(crate) struct Handle {
     status: Arc<Mutex<FollowerStatus>>,
     pub(crate) position: watch::Receiver<Position>,
     frontier: watch::Receiver<Frontier>,
+    trouble: watch::Receiver<Option<String>>,
     pub(crate) task: JoinHandle<()>,
 }
 
@@ -137,13 +138,18 @@ impl Handle {
             position,
             stop,
         };
-        Self { status, position: seen, frontier: tail.frontier.clone(), task: tokio::spawn(runner.run()) }
+        let (frontier, trouble) = (tail.frontier.clone(), tail.trouble.clone());
+        Self { status, position: seen, frontier, trouble, task: tokio::spawn(runner.run()) }
     }
 
     pub(crate) fn status(&self) -> FollowerStatus {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         status.position = *self.position.borrow();
         status.behind = (self.frontier.borrow().safe.get() - status.position.get()).max(0);
+        if let Some(trouble) = &*self.trouble.borrow() {
+            status.state = FollowerState::Retrying;
+            status.last_error.get_or_insert_with(|| trouble.clone());
+        }
         if self.task.is_finished() {
             status.state = FollowerState::Stopped;
         }

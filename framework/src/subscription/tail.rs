@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{recent::Recent, wake_up};
+use super::{failure::Failure, recent::Recent, wake_up};
 use crate::{
     Position,
     error::StoreError,
@@ -30,24 +30,27 @@ pub(crate) struct Tail {
     pub(crate) recent: Arc<Recent>,
     /// A follower works when it has one: so many connections there are, and a long batch of one is no failure of another.
     pub(crate) turns: Arc<Semaphore>,
+    /// Why it cannot read now: then no follower hears of anything, however well it is.
+    pub(crate) trouble: watch::Receiver<Option<String>>,
 }
 
 impl Tail {
     /// Starts reading, until `stop`.
     pub(crate) fn start(store: Store, stop: CancellationToken) -> Self {
         let (sender, frontier) = watch::channel(Frontier::default());
+        let (trouble_sender, trouble) = watch::channel(None);
         let recent = Arc::new(Recent::default());
         let woken = Arc::new(Notify::new());
         tokio::spawn(wake_up::listen(store.clone(), woken.clone(), stop.clone()));
         let turns = Arc::new(Semaphore::new(store.config().follower_connections.max(1) as usize));
-        let reader = Reader { store, recent: recent.clone(), frontier: sender, woken };
+        let reader = Reader { store, recent: recent.clone(), frontier: sender, trouble: trouble_sender, woken };
         tokio::spawn(async move {
             tokio::select! {
                 () = reader.run() => {}
                 () = stop.cancelled() => {}
             }
         });
-        Self { frontier, recent, turns }
+        Self { frontier, recent, turns, trouble }
     }
 }
 
@@ -55,6 +58,7 @@ struct Reader {
     store: Store,
     recent: Arc<Recent>,
     frontier: watch::Sender<Frontier>,
+    trouble: watch::Sender<Option<String>>,
     woken: Arc<Notify>,
 }
 
@@ -69,6 +73,7 @@ impl Reader {
                 Err(error) => error,
             };
             tracing::warn!(%error, "the tail of the log lost its connection; followers start again from their checkpoints");
+            self.trouble.send_replace(Some(format!("the log cannot be read: {}", Failure::from(error).text())));
             // A connection that worked is not the one before it that did not.
             pause =
                 if self.frontier.borrow().epoch == epoch { (pause * 2).min(Duration::from_secs(2)) } else { SHORTEST };
@@ -93,6 +98,7 @@ impl Reader {
                 let epoch = self.frontier.borrow().epoch + 1;
                 self.recent.restart(epoch, read);
                 self.frontier.send_replace(Frontier { epoch, safe: read });
+                self.trouble.send_replace(None);
             }
             let safe = horizon.safe.max(read);
             let moved = safe > read;
