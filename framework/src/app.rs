@@ -73,6 +73,8 @@ fn because(error: &Option<String>) -> String {
     error.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
 }
 
+type Keep = Box<dyn FnOnce(&Store, &Arc<Contracts>) -> (TypeId, Box<dyn Kept>) + Send>;
+type Check = fn(&Contracts) -> Result<(), ContractError>;
 type Start = Box<dyn FnOnce(Store, Arc<Contracts>) -> Result<Starting, InvalidInput> + Send>;
 type Run = Box<dyn FnOnce(Store, &Tail, CancellationToken) -> Handle + Send>;
 
@@ -87,8 +89,8 @@ struct Starting {
 pub struct Builder {
     store: Store,
     contracts: Contracts,
-    repositories: Vec<Box<dyn FnOnce(&Store, &Arc<Contracts>) -> (TypeId, Box<dyn Kept>) + Send>>,
-    readers: Vec<fn(&Contracts) -> Result<(), ContractError>>,
+    repositories: Vec<Keep>,
+    readers: Vec<Check>,
     followers: Vec<(&'static str, Start)>,
     error: Option<StartError>,
 }
@@ -360,12 +362,12 @@ impl App {
     /// # Errors
     /// [`WaitError::Behind`] says how far behind it is after `longest`, and why if it fails.
     pub async fn wait_for(&self, name: &str, position: Position, longest: Duration) -> Result<(), WaitError> {
-        let followers = self.lock_followers();
-        let Some((name, handle)) = followers.iter().find(|(other, _)| *other == name) else {
-            return Err(WaitError::Unknown { name: name.into() });
+        let found = {
+            let followers = self.lock_followers();
+            let found = followers.iter().find(|(other, _)| *other == name);
+            found.map(|(name, handle)| (*name, handle.position.clone()))
         };
-        let (name, mut seen) = (*name, handle.position.clone());
-        drop(followers);
+        let Some((name, mut seen)) = found else { return Err(WaitError::Unknown { name: name.into() }) };
         let begun = Instant::now();
         if let Ok(Ok(_)) = timeout(longest, seen.wait_for(|at| *at >= position)).await {
             return Ok(());

@@ -16,6 +16,9 @@ use crate::{
     store::{ReadLog, Store, connect, horizon, within},
 };
 
+/// The first pause before another look at a position that somebody in flight holds.
+const SOON: Duration = Duration::from_millis(1);
+
 /// How far followers may read. `epoch` counts the connections of the tail: after a new one, what a follower remembers
 /// above its committed checkpoint is void, for a crash may have taken the sequence back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -88,7 +91,7 @@ impl Reader {
         let mut appended = inner.appender.appended.subscribe();
         let mut read = Position::START;
         let mut first = true;
-        let mut held = Duration::from_millis(1);
+        let mut held = SOON;
         loop {
             let asking = horizon(&mut conn, &inner.sql);
             let horizon = within(inner.config.read_deadline, "read the safe position", asking).await??;
@@ -107,11 +110,9 @@ impl Reader {
                 self.frontier.send_modify(|frontier| frontier.safe = read);
             }
             // Somebody is in flight: look again soon, and less often the longer it takes.
-            let interval = match horizon.safe < horizon.drawn {
-                true => held.min(inner.config.poll_interval),
-                false => inner.config.poll_interval,
-            };
-            held = if moved { Duration::from_millis(1) } else { (held * 2).min(Duration::from_secs(60)) };
+            let in_flight = horizon.safe < horizon.drawn;
+            held = if in_flight && !moved { (held * 2).min(inner.config.poll_interval) } else { SOON };
+            let interval = if in_flight { held } else { inner.config.poll_interval };
             let _ = timeout(interval, async {
                 tokio::select! {
                     _ = appended.changed() => {}

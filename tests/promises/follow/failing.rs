@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{checkpoint, status};
 use crate::{
     app::place,
-    kit::{LONG, eventually, open},
+    kit::{Account, AccountCommand, LONG, eventually, open},
     shop::{Journal, Order, OrderEvent, Spend},
 };
 
@@ -105,13 +105,14 @@ fn is_well(status: &FollowerStatus) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn attempts_are_counted_across_events_that_the_follower_does_not_want() {
     let database = database().await;
-    let builder = open(database.url()).await.app().aggregate::<Order>().aggregate::<crate::kit::Account>();
+    let builder = open(database.url()).await.app().aggregate::<Order>().aggregate::<Account>();
     let app = builder.projector(Strict).start().await.unwrap();
 
     for _ in 0..5 {
-        app.execute::<crate::kit::Account>("ada", crate::kit::AccountCommand::Deposit(1)).await.unwrap();
+        app.execute::<Account>("ada", AccountCommand::Deposit(1)).await.unwrap();
     }
     app.execute::<Order>(1, place("ada", 500)).await.unwrap();
+    app.execute::<Order>(2, place("ada", 1)).await.unwrap();
 
     eventually("it has tried three times", || async { status(&app, "strict").attempts >= 3 }).await;
     assert_eq!(status(&app, "strict").failed_position.map(Position::get), Some(6));

@@ -1,6 +1,8 @@
 //! P4: SQL of the user's own, in the projector's schema and the framework's transaction.
 
-use annals::{App, BoxError, Projector, Recorded, testing::database};
+use std::time::Duration;
+
+use annals::{App, BoxError, Config, ExpectedVersion, NewEvent, Projector, Recorded, StreamId, testing::database};
 use sqlx::{Executor, PgConnection};
 
 use super::{checkpoint, status};
@@ -162,4 +164,75 @@ async fn tables_that_cannot_be_made_stop_the_start_and_leave_nothing() {
         .await
         .unwrap();
     assert_eq!(left, 0);
+}
+
+/// Takes a millisecond an event, and is given 200.
+struct Tired;
+
+impl Projector for Tired {
+    const NAME: &'static str = "tired";
+    const TABLES: &'static str = "create table seen (position bigint primary key)";
+    type Event = OrderEvent;
+
+    async fn apply(&self, events: &[Recorded<OrderEvent>], conn: &mut PgConnection) -> Result<(), BoxError> {
+        conn.execute("set local statement_timeout = 200").await?;
+        let positions: Vec<i64> = events.iter().map(|event| event.position.get()).collect();
+        sqlx::query("select pg_sleep($1)").bind(positions.len() as f64 / 1_000.0).execute(&mut *conn).await?;
+        sqlx::query("insert into seen select * from unnest($1::bigint[])").bind(positions).execute(conn).await?;
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_takes_too_long_is_made_smaller() {
+    let database = database().await;
+    let store = open(database.url()).await;
+    let events = (0..1_000).map(|_| NewEvent::new("Confirmed", "null")).collect();
+    let last = store.append(&StreamId::new("order-1").unwrap(), ExpectedVersion::Any, events).await.unwrap();
+
+    let app = store.app().aggregate::<Order>().projector(Tired).start().await.unwrap();
+    app.wait_for("tired", last.position, LONG).await.unwrap();
+
+    assert_eq!(status(&app, "tired").attempts, 0);
+    let seen: i64 = sqlx::query_scalar("select count(*) from annals_tired.seen").fetch_one(store.pool()).await.unwrap();
+    assert_eq!(seen, 1_000);
+}
+
+/// One of several that share a connection, each for longer than connecting may take.
+struct Crowd<const NTH: usize>;
+
+impl<const NTH: usize> Projector for Crowd<NTH> {
+    const NAME: &'static str = ["first", "second", "third"][NTH];
+    const TABLES: &'static str = "";
+    type Event = OrderEvent;
+
+    async fn apply(&self, _: &[Recorded<OrderEvent>], conn: &mut PgConnection) -> Result<(), BoxError> {
+        conn.execute("select pg_sleep(1.5)").await?;
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn followers_wait_for_their_turn_and_do_not_call_it_a_failure() {
+    let database = database().await;
+    let config =
+        Config { follower_connections: 1, connect_deadline: Duration::from_secs(2), ..Config::new(database.url()) };
+    let builder = crate::kit::open_with(config).await.app().aggregate::<Order>();
+    let app = builder.projector(Crowd::<0>).projector(Crowd::<1>).projector(Crowd::<2>).start().await.unwrap();
+
+    let placed = app.execute::<Order>(1, place("ada", 1)).await.unwrap();
+    let (waited, failed) = tokio::join!(app.wait_for_all(placed.position, LONG), async {
+        let mut failed = false;
+        eventually("all are there", || {
+            let followers = app.followers();
+            failed |= followers.iter().any(|status| status.last_error.is_some());
+            let there = followers.iter().all(|status| status.position >= placed.position);
+            async move { there }
+        })
+        .await;
+        failed
+    });
+
+    waited.unwrap();
+    assert!(!failed);
 }

@@ -107,3 +107,17 @@ async fn waiting_for_a_read_model_that_is_not_there_names_it() {
 
     assert!(matches!(&unknown, Err(WaitError::Unknown { name }) if name == "spent"), "{unknown:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_ends_with_the_app() {
+    let database = database().await;
+    let app = shop(database.url(), |_| ()).await;
+    let placed = app.execute::<Order>(1, place("ada", 10)).await.unwrap();
+    app.wait_for_all(placed.position, LONG).await.unwrap();
+
+    let beyond = annals::Position::new(placed.position.get() + 5);
+    let (waited, ()) = tokio::join!(app.wait_for("spend", beyond, LONG), app.shutdown());
+
+    let Err(WaitError::Behind { at, behind: 5, waited, .. }) = waited else { panic!("{waited:?}") };
+    assert!(at == placed.position && waited < LONG, "{at} {waited:?}");
+}
