@@ -2,4 +2,5 @@
 
 mod app;
 mod embedded;
+mod protection;
 mod shop;
