@@ -16,7 +16,6 @@ use crate::{InvalidInput, PayloadLimits};
 /// assert_eq!(config.store, "annals");
 /// ```
 #[derive(Clone)]
-#[non_exhaustive]
 pub struct Config {
     /// `postgres://user:password@host/database`. Never printed.
     pub url: String,
@@ -64,17 +63,18 @@ pub struct Config {
 
 /// What may be appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Limits {
     /// What one payload may hold.
     pub payload: PayloadLimits,
     /// Events in one append, over all its streams.
     pub events: usize,
+    /// Payload bytes in one append, over all its streams.
+    pub bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { payload: PayloadLimits::default(), events: 10_000 }
+        Self { payload: PayloadLimits::default(), events: 10_000, bytes: 64 << 20 }
     }
 }
 
