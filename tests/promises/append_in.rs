@@ -91,7 +91,7 @@ async fn an_append_waits_for_a_stream_that_another_transaction_holds() {
     let commits = async {
         let waiting =
             "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-        until("the second waits", || async { ask(database.url(), waiting).await == 1 }).await;
+        until("the second waits", async || ask(database.url(), waiting).await == 1).await;
         first.commit().await.unwrap();
     };
     let (waited, ()) = tokio::join!(waits, commits);
@@ -139,7 +139,7 @@ async fn a_transaction_that_idles_after_an_append_is_ended() {
     let mut transaction = conn.begin().await.unwrap();
 
     store.append_in(&mut transaction, vec![append("idle-1", at(0), 1)], Metadata::default()).await.unwrap();
-    until("readers wait no longer", || async { store.holders().await.unwrap().is_empty() }).await;
+    until("readers wait no longer", async || store.holders().await.unwrap().is_empty()).await;
 
     assert!(transaction.commit().await.is_err());
     assert_eq!(count(&store).await, 0);

@@ -4,6 +4,8 @@ mod app;
 mod append;
 mod append_in;
 mod embedded;
+mod outcome;
 mod protection;
+mod proxy;
 mod queue;
 mod shop;

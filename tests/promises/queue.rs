@@ -1,6 +1,9 @@
 //! Appends wait in one queue, in bounded number and time, and no transaction that holds a stream holds the others.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use annals::{Append, Config, Metadata, Store, StoreError, testing::database};
 use futures::future::join_all;
@@ -36,7 +39,7 @@ async fn an_open_transaction_that_holds_a_stream_holds_no_other() {
         let both = async {
             assert!(others.await.iter().all(Result::is_ok));
             // They are through, and the transaction is still open.
-            until("the held append waits", || async { ask(database.url(), WAITING).await == 1 }).await;
+            until("the held append waits", async || ask(database.url(), WAITING).await == 1).await;
             if commits { transaction.commit().await } else { transaction.rollback().await }.unwrap();
         };
         let (waited, ()) = tokio::join!(waits, both);
@@ -53,7 +56,7 @@ async fn an_open_transaction_that_holds_a_stream_holds_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_append_that_waits_for_a_held_stream_too_long_is_certainly_not_written() {
     let database = database().await;
-    let config = Config { append_deadline: Duration::from_secs(1), ..Config::new(database.url()) };
+    let config = Config { append_deadline: Duration::from_secs(3), ..Config::new(database.url()) };
     let store = Store::connect(config).await.unwrap();
     let mut holder = PgConnection::connect(database.url()).await.unwrap();
     let mut transaction = holder.begin().await.unwrap();
@@ -66,7 +69,7 @@ async fn an_append_that_waits_for_a_held_stream_too_long_is_certainly_not_writte
         assert!(matches!(result, Err(StoreError::Timeout { .. })), "{result:?}");
     }
     transaction.commit().await.unwrap();
-    until("nobody waits any more", || async { ask(database.url(), WAITING).await == 0 }).await;
+    until("nobody waits any more", async || ask(database.url(), WAITING).await == 0).await;
     assert_eq!(count(&store).await, 1);
     store.append(&stream("held-1"), at(1), events(1)).await.unwrap();
 }
@@ -78,29 +81,22 @@ async fn a_full_queue_refuses_what_comes_next() {
     let mut holder = PgConnection::connect(database.url()).await.unwrap();
     lock_events(&mut holder).await;
 
-    let accepted: Vec<_> = (0..4)
-        .map(|nth| {
-            let store = store.clone();
-            tokio::spawn(async move { store.append(&stream(format!("note-{nth}")), at(0), events(1)).await })
-        })
-        .collect();
-    until("four appends are in the queue", || async {
-        let full = store.append(&stream("one-too-many"), at(9), events(1)).await;
-        matches!(full, Err(StoreError::Overloaded { waiting: 4 }))
-    })
-    .await;
-    let refused = store.append(&stream("one-too-many"), at(0), events(1)).await;
-    holder.close().await.unwrap();
+    let one = |nth| {
+        let store = &store;
+        async move { store.append(&stream(format!("note-{nth}")), at(0), events(1)).await }
+    };
+    let refusal = async {
+        let refused = one(4).await;
+        holder.close().await.unwrap();
+        refused
+    };
+    let (accepted, refused) = tokio::join!(join_all((0..4).map(one)), refusal);
 
-    assert!(
-        matches!(&refused, Err(error @ StoreError::Overloaded { waiting: 4 }) if error.is_retryable()),
-        "{refused:?}"
-    );
-    for append in accepted {
-        append.await.unwrap().unwrap();
-    }
+    assert!(accepted.iter().all(Result::is_ok), "{accepted:?}");
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused, StoreError::Overloaded { waiting: 4 }) && refused.is_retryable(), "{refused:?}");
     assert_eq!(count(&store).await, 4);
-    store.append(&stream("one-too-many"), at(0), events(1)).await.unwrap();
+    one(4).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,29 +106,27 @@ async fn closing_a_store_writes_what_waits_and_takes_no_more() {
     let mut holder = PgConnection::connect(database.url()).await.unwrap();
     lock_events(&mut holder).await;
 
-    let waiting: Vec<_> = (0..20)
-        .map(|nth| {
-            let store = store.clone();
-            tokio::spawn(async move { store.append(&stream(format!("note-{nth}")), at(0), events(1)).await })
-        })
-        .collect();
-    until("an append waits for the lock", || async { ask(database.url(), WAITING).await > 0 }).await;
-    let closing = tokio::spawn({
-        let store = store.clone();
-        async move { store.close().await }
-    });
-    until("the store takes no more", || async {
-        matches!(store.append(&stream("late-1"), at(9), events(1)).await, Err(StoreError::Closed))
-    })
-    .await;
-    assert!(!closing.is_finished(), "it waits for what was accepted");
-    holder.close().await.unwrap();
-    closing.await.unwrap();
+    let appends = join_all((0..20).map(|nth| {
+        let store = &store;
+        async move { store.append(&stream(format!("note-{nth}")), at(0), events(1)).await }
+    }));
+    let closed = AtomicBool::new(false);
+    let closing = async {
+        store.close().await;
+        closed.store(true, Ordering::SeqCst);
+        ask(database.url(), "select count(*) from annals.events").await
+    };
+    let release = async {
+        let late = store.append(&stream("late-1"), at(0), events(1)).await;
+        assert!(matches!(late, Err(StoreError::Closed)), "{late:?}");
+        until("an append waits for the lock", async || ask(database.url(), WAITING).await > 0).await;
+        assert!(!closed.load(Ordering::SeqCst), "it waits for what was accepted");
+        holder.close().await.unwrap();
+    };
+    let (appends, written, ()) = tokio::join!(appends, closing, release);
 
-    assert_eq!(count(&store).await, 20, "all of them before close returned");
-    for append in waiting {
-        append.await.unwrap().unwrap();
-    }
+    assert!(appends.iter().all(Result::is_ok), "{appends:?}");
+    assert_eq!(written, 20, "all of them before close returned");
     let late = store.read_stream_page(&stream("note-1"), annals::ReadStream::default(), 1).await;
     assert!(matches!(late, Err(StoreError::Closed)), "{late:?}");
 }
@@ -152,13 +146,13 @@ async fn a_store_that_is_dropped_leaves_no_connection_behind() {
             task.abort();
         }
     }
-    until("an append waits for the lock", || async { ask(database.url(), WAITING).await > 0 }).await;
+    until("an append waits for the lock", async || ask(database.url(), WAITING).await > 0).await;
     drop(store);
     holder.close().await.unwrap();
 
     let others = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
         and backend_type = 'client backend'";
-    until("every connection is closed", || async { ask(database.url(), others).await == 0 }).await;
+    until("every connection is closed", async || ask(database.url(), others).await == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -308,7 +308,7 @@ impl Lane {
         let mut held = Vec::new();
         let mut parts = vec![(batch, false)];
         while let Some((part, raced)) = parts.pop() {
-            match send(&mut self.line, inner, part, inner.config.lock_deadline).await {
+            match send(&mut self.line, inner, part, || inner.config.lock_deadline).await {
                 Sent::Answered => appended.send_replace(()),
                 Sent::Again(part) => parts.push((part, raced)),
                 // Whoever won has committed, so the same statement mostly gets through. If it does not, somebody writes
@@ -335,21 +335,24 @@ async fn write_held(inner: &Inner, request: Request, appended: &watch::Sender<()
     const MARGIN: Duration = Duration::from_millis(250);
     let mut part = vec![request];
     loop {
-        let left = part[0].deadline.saturating_duration_since(Instant::now());
-        let lock_deadline = (left - MARGIN.min(left / 2)).max(Duration::from_millis(10));
+        let end = part[0].deadline - MARGIN;
+        let left = || end.saturating_duration_since(Instant::now()).max(Duration::from_millis(10));
+        if Instant::now() >= end {
+            break;
+        }
         // A connection of its own each time, for its wait for the lock is settled when it is opened.
-        match send(&mut None, inner, part, lock_deadline).await {
+        match send(&mut None, inner, part, left).await {
             Sent::Answered => return appended.send_replace(()),
             Sent::Again(again) | Sent::Raced(again) | Sent::Refused(again) => part = again,
-            Sent::Held(part) => {
-                for request in part {
-                    let what = "wait for a stream that another transaction holds";
-                    let after = request.limit;
-                    request.answer(Err(StoreError::Timeout { what, after }));
-                }
-                return;
+            Sent::Held(held) => {
+                part = held;
+                break;
             }
         }
+    }
+    for request in part {
+        let after = request.limit;
+        request.answer(Err(StoreError::Timeout { what: "wait for a stream that another transaction holds", after }));
     }
 }
 
@@ -367,9 +370,15 @@ enum Sent {
     Refused(Vec<Request>),
 }
 
-async fn send(line: &mut Option<Line>, inner: &Inner, part: Vec<Request>, lock_deadline: Duration) -> Sent {
+/// Sends `part` on `line`, which is opened if it is not: with a wait for locks of at most `lock_deadline`.
+async fn send(
+    line: &mut Option<Line>,
+    inner: &Inner,
+    part: Vec<Request>,
+    lock_deadline: impl Fn() -> Duration,
+) -> Sent {
     if line.is_none() {
-        match Line::open(inner, lock_deadline).await {
+        match Line::open(inner, &lock_deadline).await {
             Ok(opened) => *line = Some(opened),
             Err(error) => return wait_for_server(part, error).await,
         }
@@ -384,7 +393,7 @@ async fn send(line: &mut Option<Line>, inner: &Inner, part: Vec<Request>, lock_d
         return Sent::Answered;
     }
     let batch = Batch::new(part.iter().map(|request| &request.work));
-    let silence = statement_deadline(inner, lock_deadline) + Duration::from_secs(1);
+    let silence = statement_deadline(inner, lock_deadline()) + Duration::from_secs(1);
     let result = match timeout(silence, batch.send(&mut open.conn, &inner.sql)).await {
         Ok(result) => result,
         Err(_) => Err(Fault::Lost(sqlx::Error::Protocol("the server is silent".into()))),

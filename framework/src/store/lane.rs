@@ -207,9 +207,10 @@ pub(crate) struct Line {
 
 impl Line {
     /// Connects, and settles everything that appends need of a session.
-    pub(crate) async fn open(inner: &Inner, lock_deadline: Duration) -> Result<Self, StoreError> {
+    pub(crate) async fn open(inner: &Inner, lock_deadline: impl Fn() -> Duration) -> Result<Self, StoreError> {
         let mut conn = connect(&inner.options, inner.config.connect_deadline).await?;
         let what = "prepare a connection for appends";
+        let lock_deadline = lock_deadline();
         let preparing = sqlx::query(inner.sql.prepare_lane.clone())
             .bind(lock_deadline.as_millis().to_string())
             .bind(statement_deadline(inner, lock_deadline).as_millis().to_string())
