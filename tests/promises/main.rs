@@ -4,6 +4,7 @@ mod app;
 mod append;
 mod append_in;
 mod embedded;
+mod limits;
 mod outcome;
 mod protection;
 mod proxy;

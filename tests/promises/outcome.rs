@@ -84,9 +84,9 @@ async fn over_a_network_that_cuts_all_the_time_nothing_is_lost_or_doubled() {
     let database = testing::database().await;
     let proxy = Proxy::to(database.options()).await;
     let store = proxy.store(Config::new("")).await.unwrap();
-    proxy.cut_every(31);
+    proxy.cut_every(21);
 
-    let callers = (0..16).map(|nth| caller(&store, format!("note-{nth}"), |told| told < 25));
+    let callers = (0..16).map(|nth| caller(&store, format!("note-{nth}"), |told| told < 50));
     let told: Told = join_all(callers).await.into_iter().flatten().collect::<Told>();
 
     let (faults, all) = (proxy.faults(), told.len());
@@ -100,8 +100,11 @@ async fn an_old_backend_that_may_still_commit_is_ended_before_the_append_is_sent
     let database = testing::database().await;
     let direct = open(database.url()).await;
     let proxy = Proxy::to(database.options()).await;
-    let store = proxy.store(Config { lock_deadline: LONG, ..Config::new("") }).await.unwrap();
-    for (version, commits) in [(0, false), (1, true)] {
+    let config = Config { lock_deadline: LONG, append_lanes: 1, ..Config::new("") };
+    let store = proxy.store(config).await.unwrap();
+    for (round, version, commits) in [(1, 0, false), (2, 1, true)] {
+        store.append(&stream(format!("warm-{round}")), at(0), events(1)).await.unwrap();
+        let warm = ask(database.url(), "select (extract(epoch from clock_timestamp()) * 1000000)::bigint").await;
         let mut holder = PgConnection::connect(database.url()).await.unwrap();
         let mut transaction = holder.begin().await.unwrap();
         let held = vec![append("held-1", ANY, 1)];
@@ -112,19 +115,13 @@ async fn an_old_backend_that_may_still_commit_is_ended_before_the_append_is_sent
         let stream = stream("held-1");
         let sent = store.append(&stream, at(version), vec![event]);
         let release = async {
-            let waiting = "select coalesce(min(pid), 0)::bigint from pg_stat_activity
-                where datname = current_database() and wait_event_type = 'Lock'";
-            let mut first = 0;
-            until("the append waits in a backend", async || {
-                first = ask(database.url(), waiting).await;
-                first > 0
-            })
-            .await;
-            until("it waits in another one, the first is gone", async || {
-                let second = ask(database.url(), waiting).await;
-                second > 0 && second != first
-            })
-            .await;
+            let waiting = format!(
+                "select coalesce(sum(case when extract(epoch from backend_start) * 1000000 > {warm} then 1 else 100 end), 0)::bigint
+                 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+            );
+            let only_a_new_one = async || ask(database.url(), &waiting).await == 1;
+            until("the append waits in a new backend, and the old one is gone", only_a_new_one).await;
+            assert_eq!(proxy.faults(), round);
             if commits { transaction.commit().await } else { transaction.rollback().await }.unwrap();
         };
         let (sent, ()) = tokio::join!(sent, release);
@@ -135,7 +132,7 @@ async fn an_old_backend_that_may_still_commit_is_ended_before_the_append_is_sent
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(count(&direct).await, 2);
+    assert_eq!(count(&direct).await, 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
