@@ -2,4 +2,5 @@
 
 mod app;
 mod embedded;
+mod marker;
 mod shop;
