@@ -221,30 +221,36 @@ impl Store {
             ))
             .into());
         }
-        let savepoint = sqlx::raw_sql(sql.savepoint_append_in.clone()).execute(&mut *conn).await;
-        savepoint.map_err(|error| match StoreError::on(what)(error) {
-            StoreError::Refused { source: sqlx::Error::Database(error), .. }
-                if error.code().as_deref() == Some("25P01") =>
-            {
-                InvalidInput::Other("append_in needs a transaction: call it between BEGIN and COMMIT".into()).into()
-            }
-            error => error,
-        })?;
         let batch = Batch::new([&work]);
-        let result = batch.send(conn, sql).await;
-        let end = if result.is_ok() { &sql.release_append_in } else { &sql.rollback_append_in };
-        match result {
-            Err(Fault::Lost(source)) => return Err(StoreError::Unavailable { what, source }),
-            _ => sqlx::raw_sql(end.clone()).execute(&mut *conn).await.map_err(StoreError::on(what))?,
-        };
-        match result {
-            Ok(rows) => batch.outcomes(&rows).remove(0),
-            Err(Fault::Raced) => {
-                // The winner has committed: a new statement sees it, and says where the stream is.
-                let rows = batch.send(conn, sql).await.map_err(|fault| fault.into_error(what))?;
-                batch.outcomes(&rows).remove(0)
+        loop {
+            let savepoint = sqlx::raw_sql(sql.savepoint_append_in.clone()).execute(&mut *conn).await;
+            savepoint.map_err(outside_transaction)?;
+            let fault = match batch.send(conn, sql).await {
+                Ok(rows) => {
+                    let release = sqlx::raw_sql(sql.release_append_in.clone());
+                    release.execute(&mut *conn).await.map_err(StoreError::on(what))?;
+                    return batch.outcomes(&rows).remove(0);
+                }
+                Err(fault @ Fault::Lost(_)) => return Err(fault.into_error(what)),
+                Err(fault) => fault,
+            };
+            sqlx::raw_sql(sql.rollback_append_in.clone()).execute(&mut *conn).await.map_err(StoreError::on(what))?;
+            // The winner of a race has committed: the next statement sees it, and may lose to yet another.
+            if !matches!(fault, Fault::Raced) {
+                return Err(fault.into_error(what));
             }
-            Err(fault) => Err(fault.into_error(what)),
         }
+    }
+}
+
+/// The error of a savepoint; it names what the caller forgot.
+fn outside_transaction(error: sqlx::Error) -> StoreError {
+    match StoreError::on("append inside the caller's transaction")(error) {
+        StoreError::Refused { source: sqlx::Error::Database(error), .. }
+            if error.code().as_deref() == Some("25P01") =>
+        {
+            InvalidInput::Other("append_in needs a transaction: call it between BEGIN and COMMIT".into()).into()
+        }
+        error => error,
     }
 }

@@ -337,7 +337,7 @@ async fn send(line: &mut Option<Line>, inner: &Inner, part: Vec<Request>, lock_d
             part.into_iter().zip(outcomes).for_each(|(request, outcome)| request.answer(outcome));
             Sent::Answered
         }
-        Err(Fault::Raced) => again(part),
+        Err(Fault::Raced | Fault::Deadlocked) => again(part),
         Err(Fault::Held) => match again(part) {
             Sent::Again(part) => Sent::Held(part),
             sent => sent,

@@ -29,6 +29,8 @@ pub(crate) enum Appended {
 pub(crate) enum Fault {
     /// Another transaction won a stream or a command id: the same batch sees it when it is sent again.
     Raced,
+    /// Another transaction waited for this one, and this one for it. Only the end of this one undoes that.
+    Deadlocked,
     /// Another open transaction holds a stream of the batch.
     Held,
     /// Postgres refused the batch: nothing was written.
@@ -42,7 +44,8 @@ impl Fault {
         let sqlx::Error::Database(database) = &error else { return Self::Lost(error) };
         match (database.code().as_deref(), database.constraint()) {
             (Some("23505"), Some("events_stream_version_key" | "commands_command_id_key")) => Self::Raced,
-            (Some("40P01" | "40001"), _) => Self::Raced,
+            (Some("40P01"), _) => Self::Deadlocked,
+            (Some("40001"), _) => Self::Raced,
             (Some("55P03"), _) => Self::Held,
             // The server ends the session: it does not say on which side of the commit.
             (Some("57P01" | "57P02" | "57P03" | "57P05"), _) => Self::Lost(error),
@@ -53,7 +56,7 @@ impl Fault {
     pub(crate) fn into_error(self, what: &'static str) -> StoreError {
         let passing = |source| StoreError::Unavailable { what, source };
         match self {
-            Self::Raced | Self::Held => passing(sqlx::Error::Protocol("another transaction holds the stream".into())),
+            Self::Raced | Self::Deadlocked | Self::Held => passing(sqlx::Error::Protocol("another transaction holds the stream".into())),
             Self::Refused(error) if is_position_taken(&error) => StoreError::Unfit(
                 "the sequence of positions stands below positions that are in use: stop the writers and open the store \
                  again, which names the setval that cures it"
