@@ -140,7 +140,7 @@ async fn open_transaction(url: &str) -> PgConnection {
 #[tokio::test(flavor = "multi_thread")]
 async fn followers_miss_nothing_on_hot_streams_while_unrelated_transactions_stay_open() {
     let (database, another) = (database().await, annals::testing::database().await);
-    let time = load_time(Duration::from_secs(8));
+    let time = load_time(Duration::from_secs(6));
     let unrelated = [open_transaction(database.url()).await, open_transaction(another.url()).await];
     let store = Store::connect(Config::new(database.url())).await.unwrap();
     let app = store.app().aggregate::<Order>().view::<Spend>().projector(Witness).start().await.unwrap();
