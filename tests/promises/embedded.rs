@@ -247,12 +247,7 @@ async fn a_machine_without_postgres_is_told_the_one_command() {
 #[tokio::test]
 async fn a_machine_with_neither_postgres_nor_npm_is_told_so() {
     let folder = Folder::new();
-    let tools = folder.path().join("tools");
-    fs::create_dir(&tools).unwrap();
-    for tool in ["id", "sh"] {
-        let path = env::split_paths(&env::var_os("PATH").unwrap()).map(|it| it.join(tool)).find(|it| it.is_file());
-        std::os::unix::fs::symlink(path.unwrap(), tools.join(tool)).unwrap();
-    }
+    let tools = only(&["id", "sh"], &folder);
 
     let mut app = App::start("fetch", &folder, |command| {
         command.env("PATH", tools);
@@ -415,9 +410,14 @@ async fn each_test_has_a_database_of_its_own_that_goes_with_it() {
 
 #[tokio::test]
 async fn a_test_process_leaves_nothing_behind_however_it_ends() {
-    for end in ["exit", "panic", "abort", "kill"] {
+    for end in ["exit", "panic", "abort", "kill", "kill where there is no flock"] {
         let folder = Folder::new();
-        let mut tests = App::start("tests", &folder, |_| ());
+        let mut tests = App::start("tests", &folder, |command| {
+            if end.ends_with("no flock") {
+                let tools = ["cat", "grep", "head", "id", "perl", "ps", "rm", "sh", "sleep", "tr"];
+                command.env("PATH", only(&tools, &folder));
+            }
+        });
         let (_, pid, url) = tests.server();
         assert_eq!(ask(&url, "select 'here'").await, "here");
         let own = tests.line();
@@ -425,7 +425,7 @@ async fn a_test_process_leaves_nothing_behind_however_it_ends() {
 
         let begun = Instant::now();
         match end {
-            "kill" => tests.kill(),
+            end if end.starts_with("kill") => tests.kill(),
             end => tests.end(end),
         }
 
@@ -588,6 +588,17 @@ fn program_for_all(folder: &Folder) -> PathBuf {
     fs::copy(env::current_exe().unwrap(), &path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path
+}
+
+/// A folder with these tools and no others, for a `PATH`.
+fn only(tools: &[&str], folder: &Folder) -> PathBuf {
+    let only = folder.path().join("only");
+    fs::create_dir(&only).unwrap();
+    for tool in tools {
+        let path = env::split_paths(&env::var_os("PATH").unwrap()).map(|it| it.join(tool)).find(|it| it.is_file());
+        std::os::unix::fs::symlink(path.unwrap(), only.join(tool)).unwrap();
+    }
+    only
 }
 
 /// A folder in the system's temp folder. A server that runs in it is stopped when it goes.

@@ -123,6 +123,8 @@ impl From<io::Error> for Failure {
 fn pack(name: &str, work: &Path) -> Result<PathBuf, Failure> {
     let mut npm = Command::new("npm");
     npm.args(["pack", "--ignore-scripts", "--loglevel=error", &format!("{name}@{VERSION}")]).current_dir(work);
+    // A service's user may have no home to keep npm's cache in.
+    npm.arg("--cache").arg(work.join("cache"));
     run_tool("npm", &mut npm)?;
     let archive = fs::read_dir(work)?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
     let mut archive = archive.filter(|path| path.extension().is_some_and(|extension| extension == "tgz"));
