@@ -138,6 +138,7 @@ async fn a_start_that_waits_in_vain_says_for_what() {
     let impatient = Options {
         data_dir: server.data_dir(),
         deadline: Duration::from_millis(300),
+        durable: false,
         announce: |_| (),
         ..Options::default()
     };
@@ -153,6 +154,23 @@ async fn a_start_that_waits_in_vain_says_for_what() {
     assert!(hung.to_string().contains(&format!("kill -9 {}", server.pid())), "{hung}");
     assert!(held.to_string().contains("start.lock"), "{held}");
     assert_eq!(embedded::start(impatient).await.unwrap().how(), How::Joined);
+}
+
+#[tokio::test]
+async fn an_app_that_was_killed_while_it_made_its_cluster_is_no_obstacle() {
+    let folder = Folder::new();
+    let mut app = App::start("server", &folder, |_| ());
+    let begun = || {
+        let mut entries = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+        entries.any(|path| path.join("PG_VERSION").exists())
+    };
+    eventually("initdb is at work", async || begun()).await;
+    app.kill();
+
+    let server = embedded::start(options(&folder)).await.unwrap();
+
+    assert_eq!(ask(server.url(), "select 'here'").await, "here");
+    server.stop().await.unwrap();
 }
 
 #[tokio::test]
@@ -383,12 +401,12 @@ async fn a_plain_user_starts_a_server_and_root_goes_on_with_it() {
 #[tokio::test]
 async fn with_a_database_url_nothing_is_started() {
     let folder = Folder::new();
-    let url = "postgres://someone@somewhere/something";
+    let url = "postgres://someone:secret@somewhere/something?password=secret";
     let mut app = App::start("url", &folder, |command| {
         command.env("DATABASE_URL", url);
     });
 
-    assert_eq!(app.line(), format!("{url} PostgreSQL of DATABASE_URL"));
+    assert_eq!(app.line(), format!("{url} PostgreSQL of DATABASE_URL (somewhere/something)"));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
@@ -406,6 +424,24 @@ async fn each_test_has_a_database_of_its_own_that_goes_with_it() {
     let exists = format!("select count(*)::text from pg_database where datname = '{name}'");
     assert_eq!(ask(kept.url(), &exists).await, "0");
     drop(pool);
+}
+
+#[tokio::test]
+async fn with_a_database_url_tests_get_their_databases_on_that_server() {
+    let server = testing::server().await;
+    let folder = Folder::new();
+    let mut tests = App::start("tests-elsewhere", &folder, |command| {
+        command.env("DATABASE_URL", server.url()).env("CARGO_TARGET_DIR", folder.path());
+    });
+
+    let url = tests.line();
+    let there = format!("select count(*)::text from pg_database where datname = '{}'", url.rsplit('/').next().unwrap());
+    assert_eq!(ask(server.url(), &there).await, "1");
+    assert_eq!(ask(&url, "select 'here'").await, "here");
+    tests.end("");
+
+    assert_eq!(ask(server.url(), &there).await, "0");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[tokio::test]
@@ -475,6 +511,11 @@ async fn run_app(mode: &str, folder: PathBuf) {
         "fetch" => {
             let error = embedded::start(Options { fetch: Fetch::Only, ..options }).await.unwrap_err();
             say(&error.to_string());
+        }
+        "tests-elsewhere" => {
+            let database = testing::database().await;
+            say(database.url());
+            read_command();
         }
         "url" => {
             let database = embedded::database(options).await.unwrap();

@@ -36,12 +36,10 @@ pub(super) fn create(place: &Place, binaries: &Binaries, options: &Options) -> R
     let connection = Connection::with_new_password()?;
     connection.write(&place.data)?;
 
-    let new = place.home.join("pg.new");
+    let new = place.unfinished("unfinished-cluster-")?;
+    let private = fs::set_permissions(&new, fs::Permissions::from_mode(0o700));
+    private.tried(format_args!("close the folder {}", new.display()))?;
     let password = place.home.join("pg.password");
-    let _ = fs::remove_dir_all(&new);
-    fs::create_dir(&new)
-        .and_then(|()| fs::set_permissions(&new, fs::Permissions::from_mode(0o700)))
-        .tried(format_args!("make the folder {}", new.display()))?;
     write_private(&password, connection.password.as_bytes())?;
     Account::owns(place.account.as_ref(), &new)?;
     Account::owns(place.account.as_ref(), &password)?;
