@@ -331,6 +331,7 @@ async fn without_installed_binaries_they_are_fetched_once_checked_and_used() {
 #[tokio::test]
 async fn below_a_folder_closed_to_the_servers_user_the_cluster_goes_elsewhere_and_is_found_again() {
     if !is_root() {
+        eprintln!("SKIPPED: this is about root, and you are not");
         return;
     }
     let folder = Folder::new();
@@ -356,6 +357,7 @@ async fn below_a_folder_closed_to_the_servers_user_the_cluster_goes_elsewhere_an
 #[tokio::test]
 async fn in_a_plain_users_folder_root_makes_a_cluster_that_this_user_can_go_on_with() {
     if !is_root() {
+        eprintln!("SKIPPED: this is about root, and you are not");
         return;
     }
     let folder = Folder::new();
@@ -373,6 +375,7 @@ async fn in_a_plain_users_folder_root_makes_a_cluster_that_this_user_can_go_on_w
 #[tokio::test]
 async fn a_plain_user_starts_a_server_and_root_goes_on_with_it() {
     if !is_root() {
+        eprintln!("SKIPPED: this is about root, and you are not");
         return;
     }
     let folder = Folder::new();
@@ -446,18 +449,23 @@ async fn with_a_database_url_tests_get_their_databases_on_that_server() {
 
 #[tokio::test]
 async fn a_test_process_leaves_nothing_behind_however_it_ends() {
-    for end in ["exit", "panic", "abort", "kill", "kill where there is no flock"] {
-        let folder = Folder::new();
+    let folder = Folder::new();
+    for (end, own_server) in
+        [("exit", false), ("panic", true), ("abort", false), ("kill", true), ("kill where there is no flock", false)]
+    {
         let mut tests = App::start("tests", &folder, |command| {
+            if !own_server {
+                command.env("ONLY_DATABASE", "1");
+            }
             if end.ends_with("no flock") {
-                let tools = ["cat", "grep", "head", "id", "perl", "ps", "rm", "sh", "sleep", "tr"];
+                let tools = ["cat", "grep", "id", "perl", "ps", "rm", "sh", "sleep", "tr"];
                 command.env("PATH", only(&tools, &folder));
             }
         });
         let (_, pid, url) = tests.server();
         assert_eq!(ask(&url, "select 'here'").await, "here");
-        let own = tests.line();
-        let own_pid = own.parse().unwrap();
+        let own_pid = tests.line().parse().unwrap();
+        assert!(!own_server || is_running(own_pid));
 
         let begun = Instant::now();
         match end {

@@ -32,6 +32,7 @@ mod error;
 mod fetch;
 mod lock;
 mod place;
+mod postmaster;
 pub(crate) mod process;
 mod server;
 
