@@ -153,6 +153,8 @@ fn settings(port: u16, options: &Options) -> Vec<(String, String)> {
         ("full_page_writes", durable),
         ("synchronous_commit", "on"),
         ("logging_collector", "off"),
+        // An expected error (a refused append) is a line in the log, not the whole statement with it.
+        ("log_min_error_statement", "fatal"),
         ("lc_messages", "C"),
         ("timezone", "UTC"),
         ("log_timezone", "UTC"),
