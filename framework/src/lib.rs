@@ -24,6 +24,7 @@ pub use event::{ContractError, Event, Metadata, Payload, PayloadLimits, Recorded
 pub use execute::{CommandCounts, Either, Options};
 pub use projector::Projector;
 pub use store::{Append, Finding, Holder, Horizon, NewEvent, Page, ReadLog, ReadStream, Roles, Severity, Store};
+pub use store::Store as Annals;
 pub use stream::{ExpectedVersion, Id, Position, Receipt, StreamId, Version};
 pub use subscription::{FollowerState, FollowerStatus};
 pub use view::{Change, View};
