@@ -1,3 +1,6 @@
-//! example-orders.
+//! An order service on Annals.
+
+mod order;
+mod read_models;
 
 fn main() {}
