@@ -13,8 +13,9 @@ pub(crate) const MAX_ORDER_CENTS: i64 = 100_000_000_000;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Line {
     pub(crate) sku: Sku,
-    /// The product's name; empty for some products.
+    /// Its name; empty for some products.
     pub(crate) product: String,
+    /// Where the shop sells it; empty for some products too.
     pub(crate) department: String,
     /// How many, in the product's own unit. At least 1.
     pub(crate) quantity: i64,
