@@ -34,14 +34,20 @@ pub enum InvalidInput {
         reason: String,
     },
     /// A payload is longer than the store's limit.
-    #[error("event type {event_type}: the payload has {bytes} bytes, the limit is {limit}")]
+    #[error("event type {event_type}: the payload has {bytes} bytes or more, the limit is {limit}")]
     PayloadTooLarge {
         /// The event's type.
         event_type: String,
-        /// Its payload, in bytes.
+        /// Its payload, in bytes, as far as it was looked at.
         bytes: usize,
         /// The limit, in bytes.
         limit: usize,
+    },
+    /// An event is no variant of an externally tagged enum, so it has no type to be stored under.
+    #[error("{rust_type} is not an externally tagged enum, and only a variant of one can be stored as an event")]
+    NotTagged {
+        /// Its type in Rust.
+        rust_type: &'static str,
     },
     /// An append has more events than the store's limit.
     #[error("the append to {stream} has {events} events, the limit is {limit}")]
@@ -176,6 +182,21 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Sorts a driver's error, met while doing `what`, by what the caller can do about it.
+    pub(crate) fn on(what: &'static str) -> impl Fn(sqlx::Error) -> Self {
+        move |source| match &source {
+            sqlx::Error::PoolClosed => Self::Closed,
+            sqlx::Error::Database(error) if !is_passing(error.code().as_deref()) => Self::Refused { what, source },
+            sqlx::Error::Database(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::WorkerCrashed => Self::Unavailable { what, source },
+            _ => Self::Refused { what, source },
+        }
+    }
+
     /// Whether the same call may succeed later, without a change of its input.
     ///
     /// [`StoreError::UnknownOutcome`] is not retryable as such: the events may be there. A command with a command id is.
@@ -185,6 +206,13 @@ impl StoreError {
             Self::Conflict { .. } | Self::Overloaded { .. } | Self::Timeout { .. } | Self::Unavailable { .. }
         )
     }
+}
+
+/// Whether a SQLSTATE names a state of the server that passes: connection, resources, operator, read-only, locks.
+fn is_passing(code: Option<&str>) -> bool {
+    let code = code.unwrap_or_default();
+    matches!(code, "25006" | "40001" | "40P01" | "55P03")
+        || ["08", "53", "57"].iter().any(|class| code.starts_with(class))
 }
 
 /// Why a command had no effect.

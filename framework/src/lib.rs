@@ -1,15 +1,21 @@
 //! Annals.
 
 pub mod aggregate;
+pub mod config;
 pub mod error;
 pub mod event;
 pub mod projector;
+mod sql;
+pub mod store;
 pub mod stream;
+pub mod testing;
 pub mod view;
 
 pub use aggregate::{Aggregate, Context};
+pub use config::{Config, Limits};
 pub use error::{BoxError, ExecuteError, InvalidInput, StoreError, Undecodable};
-pub use event::{Event, Metadata, Recorded};
+pub use event::{ContractError, Event, Metadata, Payload, PayloadLimits, Recorded, Upcast};
 pub use projector::Projector;
+pub use store::{Append, Holder, Horizon, NewEvent, Page, ReadLog, ReadStream, Store};
 pub use stream::{ExpectedVersion, Id, Position, Receipt, StreamId, Version};
 pub use view::{Change, View};

@@ -225,10 +225,12 @@ impl fmt::Display for ExpectedVersion {
 }
 
 /// Where the events of an append or a command stand: the proof that they are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
-    /// The version of the stream (of the first stream, if there were several) behind the last event.
+    /// The version of the stream behind the last event.
     pub version: Version,
     /// The position of the last event. For an empty decision, that of the stream's last event.
     pub position: Position,
+    /// How many events were appended now: 0 for an empty decision, and for a command that had taken effect before.
+    pub appended: usize,
 }

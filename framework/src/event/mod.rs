@@ -1,6 +1,14 @@
 //! Events: what a user names, what the store keeps beside it, how the one becomes the other.
 
-use std::sync::Arc;
+pub(crate) mod contract;
+pub(crate) mod decode;
+pub(crate) mod encode;
+pub(crate) mod json;
+mod probe;
+mod refusal;
+mod upcast;
+
+use std::{fmt, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
@@ -9,33 +17,120 @@ use uuid::Uuid;
 
 use crate::{Position, StreamId, Version};
 
+pub use contract::ContractError;
+pub use upcast::Upcast;
+
 /// The domain events of one aggregate: an externally tagged enum, serde's default form.
 ///
-/// The stored event type is the serde name of the variant, found without a macro. Every variant is at version 1 until
+/// The stored event type is the serde name of the variant, found without a macro; `#[serde(alias = "..")]` keeps the
+/// name under which older events of a renamed variant are stored. Every variant is at version 1 until
 /// [`schema_version`](Event::schema_version) says otherwise; then [`upcasts`](Event::upcasts) must lead from each older
-/// version to it, or the app refuses to start and says which is missing.
+/// version to it, or the app refuses to start and says which is missing. Stored events are never rewritten.
 ///
 /// # Example
+/// An order used to know its price in whole euros. Since version 2 it knows cents:
 /// ```
-/// use annals::Event;
+/// use annals::{Aggregate, Context, Event, Upcast, testing::given};
 /// use schemars::JsonSchema;
 /// use serde::{Deserialize, Serialize};
 ///
-/// #[derive(Serialize, Deserialize, JsonSchema)]
+/// #[derive(Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 /// enum OrderEvent {
 ///     OrderPlaced { customer: String, cents: i64 },
 ///     OrderCancelled { reason: String },
 /// }
-/// impl Event for OrderEvent {}
+///
+/// impl Event for OrderEvent {
+///     fn schema_version(event_type: &str) -> u16 {
+///         if event_type == "OrderPlaced" { 2 } else { 1 }
+///     }
+///
+///     fn upcasts() -> Vec<Upcast> {
+///         vec![Upcast {
+///             event_type: "OrderPlaced",
+///             from: 1,
+///             upcast: |mut json, _| {
+///                 let euros = json["euros"].as_i64().ok_or("`euros` is no whole number")?;
+///                 json["cents"] = (euros * 100).into();
+///                 Ok(json)
+///             },
+///         }]
+///     }
+/// }
+/// # #[derive(Default, Serialize, Deserialize)]
+/// # struct Order { cents: i64 }
+/// # #[derive(Serialize)]
+/// # struct Cancel;
+/// # impl Aggregate for Order {
+/// #     const TYPE: &'static str = "order";
+/// #     type Command = Cancel;
+/// #     type Event = OrderEvent;
+/// #     type Error = std::fmt::Error;
+/// #     fn handle(&self, _: &Cancel, _: &Context) -> Result<Vec<OrderEvent>, std::fmt::Error> {
+/// #         Ok(vec![OrderEvent::OrderCancelled { reason: format!("{} cents are too much", self.cents) }])
+/// #     }
+/// #     fn apply(&mut self, event: &OrderEvent) {
+/// #         if let OrderEvent::OrderPlaced { cents, .. } = event { self.cents = *cents }
+/// #     }
+/// # }
+///
+/// // A test can start from an event as it was stored years ago.
+/// given::<Order>([])
+///     .stored("OrderPlaced", 1, r#"{"customer":"ada","euros":12}"#)
+///     .when(Cancel)
+///     .then([OrderEvent::OrderCancelled { reason: "1200 cents are too much".into() }]);
 /// ```
 pub trait Event: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
     /// Set for an enum that joins the events of several aggregates: each variant is named for a stream category and
     /// holds that aggregate's events. Such a type is only read, never appended.
     const UNION: bool = false;
 
-    /// The schema version in which this build writes `event_type`.
+    /// The schema version in which this build writes `event_type`, from 1. An alias is an event type of its own, with
+    /// its own version and upcasts.
     fn schema_version(_event_type: &str) -> u16 {
         1
+    }
+
+    /// One step for every version of an event type that was ever stored and is not the current one.
+    fn upcasts() -> Vec<Upcast> {
+        vec![]
+    }
+}
+
+/// How much a payload may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PayloadLimits {
+    /// Bytes of JSON; 1 MiB by default.
+    pub bytes: usize,
+    /// Arrays and objects inside one another; 100 by default. serde_json reads no more than 127.
+    pub depth: usize,
+}
+
+impl Default for PayloadLimits {
+    fn default() -> Self {
+        Self { bytes: 1024 * 1024, depth: 100 }
+    }
+}
+
+/// An event's content as it is stored: the exact JSON text. `Recorded<Payload>` is an event that was not decoded.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Payload(Box<str>);
+
+impl Payload {
+    /// Text that the database already holds, or that was checked.
+    pub(crate) fn stored(json: impl Into<Box<str>>) -> Self {
+        Self(json.into())
+    }
+
+    /// The JSON text, byte for byte as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
@@ -75,4 +170,21 @@ pub struct Recorded<E> {
     pub metadata: Metadata,
     /// The event.
     pub event: E,
+}
+
+impl<E> Recorded<E> {
+    /// The same envelope around another event.
+    pub(crate) fn with_event<T>(&self, event: T) -> Recorded<T> {
+        Recorded {
+            position: self.position,
+            stream: self.stream.clone(),
+            version: self.version,
+            event_id: self.event_id,
+            event_type: Arc::clone(&self.event_type),
+            schema_version: self.schema_version,
+            recorded_at: self.recorded_at,
+            metadata: self.metadata.clone(),
+            event,
+        }
+    }
 }

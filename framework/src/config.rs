@@ -1,0 +1,124 @@
+//! What a user can set.
+
+use std::{fmt, time::Duration};
+
+use crate::{InvalidInput, PayloadLimits};
+
+/// Where the store is and how much it may use. Every field has a default but the URL.
+///
+/// Connections to Postgres, at most: `append_lanes + held_lanes + read_connections + follower_connections +
+/// user_connections + 2` (the tail and the wake-up), 23 by default, and each of them only when it is needed.
+///
+/// ```
+/// use annals::Config;
+///
+/// let config = Config { append_lanes: 4, ..Config::new("postgres://localhost/shop") };
+/// assert_eq!(config.store, "annals");
+/// ```
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Config {
+    /// `postgres://user:password@host/database`. Never printed.
+    pub url: String,
+    /// The store's name, which is its schema: 1 to 30 lower case letters, digits and `_`. Two stores share nothing.
+    pub store: String,
+    /// How connections show themselves in `pg_stat_activity`.
+    pub application_name: String,
+    /// Appends that are written at the same time, each on a connection of its own.
+    pub append_lanes: usize,
+    /// Appends to streams that another transaction holds, which wait beside the lanes instead of in them.
+    pub held_lanes: usize,
+    /// Connections for loading aggregates and reading streams.
+    pub read_connections: u32,
+    /// Connections for views and projectors.
+    pub follower_connections: u32,
+    /// Connections of the pool that [`Store::pool`](crate::Store::pool) hands out for SQL of your own.
+    pub user_connections: u32,
+    /// Appends that may wait. One more is refused as [`Overloaded`](crate::StoreError::Overloaded).
+    pub append_queue: usize,
+    /// What may be appended.
+    pub limits: Limits,
+    /// How long an append may take, queue and conflicts of lanes included.
+    pub append_deadline: Duration,
+    /// How long a command may take: loading, deciding, appending, and deciding again after conflicts.
+    pub command_deadline: Duration,
+    /// How long one read may take to answer.
+    pub read_deadline: Duration,
+    /// How long a lane waits for one answer before it takes the connection for dead and asks on another what happened.
+    pub statement_deadline: Duration,
+    /// How long connecting may take.
+    pub connect_deadline: Duration,
+    /// How long a lane waits for a stream that another transaction holds before the append leaves the lane.
+    pub lock_deadline: Duration,
+    /// How long a transaction that used `append_in` may sit idle before Postgres ends it: while it is open, no reader
+    /// sees what was appended after it.
+    pub transaction_deadline: Duration,
+    /// How long a shutdown waits for commands and followers.
+    pub drain_deadline: Duration,
+    /// How long the tail sleeps when nothing tells it of new events: the longest delay of an event of another process
+    /// whose wake-up was lost.
+    pub poll_interval: Duration,
+    /// Aggregates of one type whose state is kept in memory.
+    pub cached_aggregates: usize,
+}
+
+/// What may be appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// What one payload may hold.
+    pub payload: PayloadLimits,
+    /// Events in one append, over all its streams.
+    pub events: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { payload: PayloadLimits::default(), events: 10_000 }
+    }
+}
+
+impl Config {
+    /// Defaults, for the database at `url`.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            store: "annals".into(),
+            application_name: "annals".into(),
+            append_lanes: 2,
+            held_lanes: 2,
+            read_connections: 8,
+            follower_connections: 4,
+            user_connections: 5,
+            append_queue: 10_000,
+            limits: Limits::default(),
+            append_deadline: Duration::from_secs(20),
+            command_deadline: Duration::from_secs(30),
+            read_deadline: Duration::from_secs(20),
+            statement_deadline: Duration::from_secs(5),
+            connect_deadline: Duration::from_secs(5),
+            lock_deadline: Duration::from_millis(50),
+            transaction_deadline: Duration::from_secs(10),
+            drain_deadline: Duration::from_secs(30),
+            poll_interval: Duration::from_millis(100),
+            cached_aggregates: 10_000,
+        }
+    }
+
+    /// Defaults, for the database that `DATABASE_URL` names.
+    ///
+    /// # Errors
+    /// If the variable is not set.
+    pub fn from_env() -> Result<Self, InvalidInput> {
+        match std::env::var("DATABASE_URL") {
+            Ok(url) if !url.is_empty() => Ok(Self::new(url)),
+            _ => Err(InvalidInput::Other("DATABASE_URL is not set: export DATABASE_URL=postgres://…".into())),
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config").field("store", &self.store).field("limits", &self.limits).finish_non_exhaustive()
+    }
+}

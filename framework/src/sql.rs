@@ -1,0 +1,83 @@
+//! The SQL of the framework: one statement a file, instantiated once a store.
+
+use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
+
+use crate::error::InvalidInput;
+
+/// The validated name of a store's schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StoreName(String);
+
+impl StoreName {
+    pub(crate) fn new(name: &str) -> Result<Self, InvalidInput> {
+        let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        let starts_well = name.starts_with(|c: char| c.is_ascii_lowercase()) && !name.starts_with("pg_");
+        if starts_well && name.len() <= 30 && name.chars().all(letters) {
+            return Ok(Self(name.into()));
+        }
+        Err(InvalidInput::Other(format!(
+            "store name {name:?} is refused: it takes 1 to 30 of a-z, 0-9 and _, begins with a letter, and not with pg_"
+        )))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// `text` with this store's schema for `annals.`. The one place where SQL is put together.
+    pub(crate) fn instantiate(&self, text: &str) -> SqlStr {
+        // In strings the bare name stands: these are names of sequences, tables and settings.
+        let parts: Vec<String> = text
+            .split("'annals.")
+            .map(|part| {
+                let part = part.replace("annals.", &format!("\"{}\".", self.0));
+                part.replace("schema if not exists annals", &format!("schema if not exists \"{}\"", self.0))
+            })
+            .collect();
+        AssertSqlSafe(parts.join(&format!("'{}.", self.0))).into_sql_str()
+    }
+}
+
+macro_rules! statements {
+    ($($name:ident),* $(,)?) => {
+        /// Every statement of the framework, for one store.
+        #[derive(Debug)]
+        pub(crate) struct Sql {
+            $(pub(crate) $name: SqlStr,)*
+        }
+
+        impl Sql {
+            pub(crate) fn new(store: &StoreName) -> Self {
+                Self { $($name: store.instantiate(include_str!(concat!("sql/", stringify!($name), ".sql"))),)* }
+            }
+
+            /// Each statement with its name, so that a test can prepare them all.
+            pub(crate) fn all(&self) -> Vec<(&'static str, SqlStr)> {
+                vec![$((stringify!($name), self.$name.clone()),)*]
+            }
+        }
+    };
+}
+
+statements! {
+    append_events,
+    find_append,
+    read_safe_position,
+    read_stream_forwards,
+    read_stream_backwards,
+    read_log,
+    exists_migrations,
+    lock_migrations,
+    create_migrations,
+    read_migrations,
+    insert_migration,
+    check_connection,
+    prepare_append_in,
+    savepoint_append_in,
+    release_append_in,
+    rollback_append_in,
+    prepare_lane,
+    end_backend,
+    check_positions,
+    list_holders,
+}

@@ -1,0 +1,65 @@
+-- Appends a batch: every append in it alone succeeds or is refused, all in one commit.
+--
+--   one element a stream of an append, no stream twice:
+--   $1  stream          text[]
+--   $2  expected        bigint[]   the version that the writer saw; negative: any
+--   $3  append          integer[]  which append of the batch it belongs to
+--   $4  appended        integer[]  how many events go to the stream
+--   $5  correlation_id  uuid[]
+--   $6  causation_id    uuid[]
+--   $7  command_id      uuid[]
+--   $8  actor           text[]
+--   $9  traceparent     text[]
+--   $10 records         boolean[]  whether the command id is recorded, with this stream as its stream
+--   $11 body            bytea[]    what the command id stands for
+--   one element an event, in the order in which they are to stand in the log:
+--   $12 entry           integer[]  which element of $1, from 1
+--   $13 ordinal         integer[]  which event of that element, from 1
+--   $14 event_id        uuid[]
+--   $15 event_type      text[]
+--   $16 schema_version  smallint[]
+--   $17 payload         text[]
+--
+-- Returns one row an element of $1, in order: (head bigint, position bigint, known boolean).
+-- `head` is the stream's version before; an append is refused if one of its heads is not as expected, or if its command
+-- id is `known`. `position` is that of the last event appended here; null if there is none.
+with entry as materialized (
+  select e.*,
+    coalesce((select v.version from annals.events v where v.stream = e.stream order by v.version desc limit 1), 0) as head,
+    e.records and (select c.version from annals.commands c where c.command_id = e.command_id) is not null as known
+  from unnest($1::text[], $2::bigint[], $3::integer[], $4::integer[], $5::uuid[], $6::uuid[], $7::uuid[], $8::text[],
+         $9::text[], $10::boolean[], $11::bytea[])
+       with ordinality as e(stream, expected, append, appended, correlation_id, causation_id, command_id, actor,
+         traceparent, records, body, nth)
+),
+refused as materialized (
+  select append from entry where known or (expected >= 0 and expected <> head)
+),
+inserted as (
+  insert into annals.events (version, event_id, correlation_id, causation_id, command_id, schema_version, stream,
+    event_type, actor, traceparent, payload)
+  select entry.head + event.ordinal, event.event_id, entry.correlation_id, entry.causation_id, entry.command_id,
+    event.schema_version, entry.stream, event.event_type, entry.actor, entry.traceparent, event.payload::json
+  from unnest($12::integer[], $13::integer[], $14::uuid[], $15::text[], $16::smallint[], $17::text[])
+       with ordinality as event(entry, ordinal, event_id, event_type, schema_version, payload, nth)
+  join entry on entry.nth = event.entry
+  where entry.append not in (select append from refused)
+  order by event.nth
+  returning stream, position
+),
+last_position as materialized (
+  select stream, max(position) as position from inserted group by stream
+),
+recorded as (
+  insert into annals.commands (command_id, version, position, stream, body)
+  select entry.command_id, entry.head + entry.appended,
+    coalesce(
+      (select max(p.position) from entry part join last_position p using (stream) where part.append = entry.append),
+      (select v.position from annals.events v where v.stream = entry.stream order by v.version desc limit 1), 0),
+    entry.stream, entry.body
+  from entry
+  where entry.records and entry.append not in (select append from refused)
+)
+select entry.head, last_position.position, entry.known
+from entry left join last_position using (stream)
+order by entry.nth

@@ -1,0 +1,2 @@
+-- Ends an append inside a transaction of the caller.
+release savepoint annals_append

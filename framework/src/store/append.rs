@@ -1,0 +1,250 @@
+//! What can be appended, and the two ways to do it: in the appender's transaction or in the caller's own.
+
+use std::{borrow::Cow, time::Duration};
+
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use crate::{
+    ExpectedVersion, InvalidInput, Metadata, Payload, Receipt, StreamId,
+    config::Limits,
+    error::StoreError,
+    event::json::check_json,
+    store::{
+        Store,
+        lane::{Appended, Batch, Fault},
+        within,
+    },
+};
+
+/// An event that is to be appended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewEvent {
+    /// Its id. Made before it is sent, so that a lost answer can be looked up.
+    pub event_id: Uuid,
+    /// Its stored type.
+    pub event_type: Cow<'static, str>,
+    /// The schema version of its payload, from 1.
+    pub schema_version: u16,
+    /// Its content, stored byte for byte.
+    pub payload: Payload,
+}
+
+impl NewEvent {
+    /// An event of schema version 1 with an id of its own. `payload` is JSON; it is checked when it is appended.
+    pub fn new(event_type: impl Into<Cow<'static, str>>, payload: impl Into<Box<str>>) -> Self {
+        Self {
+            event_id: Uuid::now_v7(),
+            event_type: event_type.into(),
+            schema_version: 1,
+            payload: Payload::stored(payload),
+        }
+    }
+}
+
+/// Events for the end of one stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Append {
+    /// The stream.
+    pub stream: StreamId,
+    /// What the writer believes about it.
+    pub expected: ExpectedVersion,
+    /// The events, oldest first. None at all only checks `expected`.
+    pub events: Vec<NewEvent>,
+}
+
+/// A command id that is recorded in the append's own statement.
+#[derive(Debug, Clone)]
+pub(crate) struct CommandRecord {
+    pub(crate) command_id: Uuid,
+    /// SHA-256 of the command; none for an id that the framework derived.
+    pub(crate) body: Option<Vec<u8>>,
+}
+
+/// One append as the appender handles it: all of it is written, or none.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub(crate) appends: Vec<Append>,
+    pub(crate) metadata: Metadata,
+    pub(crate) record: Option<CommandRecord>,
+}
+
+impl Work {
+    /// Checks everything that can be checked without the database.
+    pub(crate) fn new(
+        appends: Vec<Append>,
+        mut metadata: Metadata,
+        record: Option<CommandRecord>,
+        limits: &Limits,
+    ) -> Result<Self, InvalidInput> {
+        let Some(first) = appends.first() else {
+            return Err(InvalidInput::Other("an append names at least one stream".into()));
+        };
+        let events = appends.iter().map(|append| append.events.len()).sum();
+        if events > limits.events {
+            return Err(InvalidInput::TooManyEvents { stream: first.stream.clone(), events, limit: limits.events });
+        }
+        for (nth, append) in appends.iter().enumerate() {
+            if appends[..nth].iter().any(|other| other.stream == append.stream) {
+                let stream = &append.stream;
+                return Err(InvalidInput::Other(format!("an append names stream {stream} twice: join the two")));
+            }
+        }
+        if let Some(actor) = &metadata.actor
+            && (actor.len() > 255 || actor.chars().any(char::is_control))
+        {
+            let rule = "an actor is at most 255 bytes and holds no control character";
+            return Err(InvalidInput::Other(rule.into()));
+        }
+        if let Some(traceparent) = &metadata.traceparent
+            && (traceparent.len() > 128 || !traceparent.bytes().all(|byte| byte.is_ascii_graphic()))
+        {
+            return Err(InvalidInput::Other("a traceparent is at most 128 printable ASCII characters".into()));
+        }
+        let first_event = appends.iter().flat_map(|append| &append.events).next();
+        metadata.correlation_id =
+            Some(metadata.correlation_id.or(first_event.map(|event| event.event_id)).unwrap_or_else(Uuid::now_v7));
+        Ok(Self { appends, metadata, record })
+    }
+
+    /// The ids of the events, to look for when the outcome is unknown.
+    pub(crate) fn event_ids(&self) -> Vec<Uuid> {
+        self.appends.iter().flat_map(|append| &append.events).map(|event| event.event_id).collect()
+    }
+
+    /// Payload bytes, for bounding a batch.
+    pub(crate) fn bytes(&self) -> usize {
+        self.appends.iter().flat_map(|append| &append.events).map(|event| event.payload.as_str().len() + 128).sum()
+    }
+}
+
+/// Checks events that did not come through the checking serializer.
+fn check_events(appends: &[Append], limits: &Limits) -> Result<(), InvalidInput> {
+    appends.iter().flat_map(|append| &append.events).try_for_each(|event| check_event(event, limits))
+}
+
+fn check_event(event: &NewEvent, limits: &Limits) -> Result<(), InvalidInput> {
+    let name = &event.event_type;
+    if name.is_empty() || name.len() > 255 || name.chars().any(char::is_control) {
+        let name: String = name.chars().take(80).collect();
+        return Err(InvalidInput::Other(format!(
+            "event type {name:?} is refused: it takes 1 to 255 bytes without control characters"
+        )));
+    }
+    if !(1..=i16::MAX as u16).contains(&event.schema_version) {
+        return Err(InvalidInput::Other(format!("event type {name}: a schema version is 1 to 32767")));
+    }
+    check_json(name, event.payload.as_str(), &limits.payload)
+}
+
+impl Store {
+    /// Appends `events` to the end of `stream`, all of them or none.
+    ///
+    /// Returns once they are committed and flushed. Many callers share one commit.
+    ///
+    /// # Errors
+    /// - [`StoreError::Conflict`] if the stream is not as `expected`: nothing was written.
+    /// - [`StoreError::Invalid`] if a limit is broken: nothing was sent.
+    /// - [`StoreError::Overloaded`], [`StoreError::Timeout`], [`StoreError::Unavailable`]: nothing was written.
+    /// - [`StoreError::UnknownOutcome`]: it may have been written; the error names the ids to look for.
+    ///
+    /// # Source
+    /// Expected version: message-db, `write_message`.
+    pub async fn append(
+        &self,
+        stream: &StreamId,
+        expected: impl Into<ExpectedVersion>,
+        events: Vec<NewEvent>,
+    ) -> Result<Receipt, StoreError> {
+        let append = Append { stream: stream.clone(), expected: expected.into(), events };
+        let receipts = self.append_all(vec![append], Metadata::default()).await?;
+        receipts.first().copied().ok_or(StoreError::Closed)
+    }
+
+    /// Appends to several streams at once, to all of them or to none. Returns one receipt a stream, in order.
+    ///
+    /// # Errors
+    /// As [`Store::append`]; a conflict names the first stream that is not as expected.
+    pub async fn append_all(&self, appends: Vec<Append>, metadata: Metadata) -> Result<Vec<Receipt>, StoreError> {
+        check_events(&appends, &self.inner.config.limits)?;
+        let work = Work::new(appends, metadata, None, &self.inner.config.limits)?;
+        match self.inner.appender.append(work, self.inner.config.append_deadline).await? {
+            Appended::Written(receipts) => Ok(receipts),
+            Appended::Repeated => Err(StoreError::Unfit("an append without a command id met one".into())),
+        }
+    }
+
+    /// Appends inside the caller's transaction: the events commit with whatever else it writes, or not at all.
+    ///
+    /// `conn` must be inside a transaction at READ COMMITTED. Until that transaction ends, **every reader waits** at the
+    /// position where it began to append: end it soon. It is given [`Config::transaction_deadline`] of idle time, after
+    /// which Postgres ends it; a stream that another transaction holds is waited for as long. On an error the
+    /// transaction stands as it was before the call.
+    ///
+    /// [`Config::transaction_deadline`]: crate::Config::transaction_deadline
+    ///
+    /// # Errors
+    /// As [`Store::append`], and [`StoreError::Invalid`] if `conn` is not in such a transaction.
+    pub async fn append_in(
+        &self,
+        conn: &mut PgConnection,
+        appends: Vec<Append>,
+        metadata: Metadata,
+    ) -> Result<Vec<Receipt>, StoreError> {
+        check_events(&appends, &self.inner.config.limits)?;
+        let work = Work::new(appends, metadata, None, &self.inner.config.limits)?;
+        match self.write_in(conn, work).await? {
+            Appended::Written(receipts) => Ok(receipts),
+            Appended::Repeated => Err(StoreError::Unfit("an append without a command id met one".into())),
+        }
+    }
+
+    pub(crate) async fn write_in(&self, conn: &mut PgConnection, work: Work) -> Result<Appended, StoreError> {
+        let deadline = self.inner.config.transaction_deadline + Duration::from_secs(1);
+        within(deadline, "append inside the caller's transaction", self.write_under_savepoint(conn, work)).await?
+    }
+
+    async fn write_under_savepoint(&self, conn: &mut PgConnection, work: Work) -> Result<Appended, StoreError> {
+        let what = "append inside the caller's transaction";
+        let sql = &self.inner.sql;
+        let milliseconds = self.inner.config.transaction_deadline.as_millis().to_string();
+        let isolation: String = sqlx::query(sql.prepare_append_in.clone())
+            .bind(&milliseconds)
+            .fetch_one(&mut *conn)
+            .await
+            .and_then(|row| row.try_get(0))
+            .map_err(StoreError::on(what))?;
+        if isolation != "read committed" {
+            return Err(InvalidInput::Other(format!(
+                "append_in needs a transaction at READ COMMITTED, this one is {isolation}: its snapshot may be older \
+                 than the stream"
+            ))
+            .into());
+        }
+        let savepoint = sqlx::raw_sql(sql.savepoint_append_in.clone()).execute(&mut *conn).await;
+        savepoint.map_err(|error| match StoreError::on(what)(error) {
+            StoreError::Refused { source: sqlx::Error::Database(error), .. }
+                if error.code().as_deref() == Some("25P01") =>
+            {
+                InvalidInput::Other("append_in needs a transaction: call it between BEGIN and COMMIT".into()).into()
+            }
+            error => error,
+        })?;
+        let batch = Batch::new([&work]);
+        let result = batch.send(conn, sql).await;
+        let end = if result.is_ok() { &sql.release_append_in } else { &sql.rollback_append_in };
+        match result {
+            Err(Fault::Lost(source)) => return Err(StoreError::Unavailable { what, source }),
+            _ => sqlx::raw_sql(end.clone()).execute(&mut *conn).await.map_err(StoreError::on(what))?,
+        };
+        match result {
+            Ok(rows) => batch.outcomes(&rows).remove(0),
+            Err(Fault::Raced) => {
+                // The winner has committed: a new statement sees it, and says where the stream is.
+                let rows = batch.send(conn, sql).await.map_err(|fault| fault.into_error(what))?;
+                batch.outcomes(&rows).remove(0)
+            }
+            Err(fault) => Err(fault.into_error(what)),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The event store: append to streams, read them, read the log. One schema in one Postgres database.
+
+mod append;
+mod appender;
+mod lane;
+mod marker;
+mod migrate;
+mod outcome;
+mod read;
+
+use std::{future::Future, ops::ControlFlow, str::FromStr, sync::Arc, time::Duration};
+
+use sqlx::{
+    ConnectOptions, Connection, PgConnection, PgPool,
+    pool::PoolOptions,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+pub(crate) use self::appender::Appender;
+pub use self::{
+    append::{Append, NewEvent},
+    marker::{Holder, Horizon},
+    read::{Page, ReadLog, ReadStream},
+};
+use crate::{
+    Config,
+    error::StoreError,
+    sql::{Sql, StoreName},
+};
+
+/// An event store: a schema in a Postgres database, and this process's connections to it.
+///
+/// Cheap to clone; all clones share one appender and its connections, which end with the last clone.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) name: StoreName,
+    pub(crate) sql: Sql,
+    pub(crate) options: PgConnectOptions,
+    pub(crate) reads: PgPool,
+    pub(crate) followers: PgPool,
+    users: PgPool,
+    pub(crate) appender: Appender,
+}
+
+impl Store {
+    /// Connects to the store that `config` names, and creates or migrates its schema if the role may.
+    ///
+    /// # Errors
+    /// - [`StoreError::Unavailable`] or [`StoreError::Timeout`] if the server does not answer.
+    /// - [`StoreError::Unfit`] if the store cannot be used as it is: the text says what is wrong and what cures it.
+    pub async fn connect(config: Config) -> Result<Self, StoreError> {
+        let options = PgConnectOptions::from_str(&config.url)
+            .map_err(|source| StoreError::Refused { what: "read the database's URL", source })?;
+        Self::open(config, options, None).await
+    }
+
+    /// Like [`Store::connect`], for an application that has a pool already.
+    ///
+    /// The store opens connections of its own beside `pool`, with the same options: a transaction that the application
+    /// leaves open in its pool can then never reach the store. [`Store::pool`] hands `pool` out. `config.url` is not read.
+    ///
+    /// # Errors
+    /// As [`Store::connect`].
+    pub async fn with_pool(pool: PgPool, config: Config) -> Result<Self, StoreError> {
+        let options = (*pool.connect_options()).clone();
+        Self::open(config, options, Some(pool)).await
+    }
+
+    async fn open(config: Config, options: PgConnectOptions, users: Option<PgPool>) -> Result<Self, StoreError> {
+        let name = StoreName::new(&config.store)?;
+        let sql = Sql::new(&name);
+        let options = quiet(&config, options);
+        let mut conn = connect(&options, config.connect_deadline).await?;
+        within(config.connect_deadline * 6, "migrate the store", migrate::migrate(&mut conn, &name, &sql)).await??;
+        marker::check(&mut conn, &sql).await?;
+        let _ = conn.close().await;
+        let inner = Arc::new_cyclic(|inner| Inner {
+            reads: pool(&config, &sql, config.read_connections).connect_lazy_with(options.clone()),
+            followers: pool(&config, &sql, config.follower_connections).connect_lazy_with(options.clone()),
+            users: users
+                .unwrap_or_else(|| pool(&config, &sql, config.user_connections).connect_lazy_with(options.clone())),
+            appender: Appender::start(&config, inner.clone()),
+            options,
+            sql,
+            name,
+            config,
+        });
+        Ok(Self { inner })
+    }
+
+    /// The store's name, which is its schema.
+    pub fn name(&self) -> &str {
+        self.inner.name.as_str()
+    }
+
+    /// A pool for SQL of your own, read models above all. The store itself never uses it.
+    pub fn pool(&self) -> &PgPool {
+        &self.inner.users
+    }
+
+    /// What this store was opened with.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// Every statement of the framework, by name, as this store sends it.
+    #[doc(hidden)]
+    pub fn statements(&self) -> Vec<(&'static str, String)> {
+        self.inner.sql.all().into_iter().map(|(name, text)| (name, text.as_str().to_owned())).collect()
+    }
+
+    /// Ends the appender, after what waits in it is written, and closes the connections.
+    ///
+    /// Later calls on any clone are refused as [`StoreError::Closed`].
+    pub async fn close(&self) {
+        self.inner.appender.close().await;
+        self.inner.reads.close().await;
+        self.inner.followers.close().await;
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Store").field(&self.name()).finish()
+    }
+}
+
+impl Inner {
+    /// Runs a read that may be repeated: once more if the connection it got turned out to be dead.
+    pub(crate) async fn read<T, F, R>(&self, what: &'static str, read: F) -> Result<T, StoreError>
+    where
+        F: Fn(sqlx::pool::PoolConnection<sqlx::Postgres>) -> R,
+        R: Future<Output = Result<T, sqlx::Error>>,
+    {
+        let attempt = async || match self.reads.acquire().await {
+            Ok(conn) => match read(conn).await {
+                Err(error @ (sqlx::Error::Io(_) | sqlx::Error::Protocol(_))) => ControlFlow::Continue(error),
+                result => ControlFlow::Break(result),
+            },
+            Err(error) => ControlFlow::Break(Err(error)),
+        };
+        let twice = async {
+            match attempt().await {
+                ControlFlow::Break(result) => result,
+                ControlFlow::Continue(_) => match attempt().await {
+                    ControlFlow::Break(result) => result,
+                    ControlFlow::Continue(error) => Err(error),
+                },
+            }
+        };
+        within(self.config.read_deadline, what, twice).await?.map_err(StoreError::on(what))
+    }
+}
+
+/// A connection of the store's own, with every setting that its promises need.
+pub(crate) async fn connect(options: &PgConnectOptions, deadline: Duration) -> Result<PgConnection, StoreError> {
+    let connecting = PgConnection::connect_with(options);
+    within(deadline, "connect", connecting).await?.map_err(StoreError::on("connect"))
+}
+
+/// Gives `work` until `deadline`, and drops it then.
+pub(crate) async fn within<T>(
+    deadline: Duration,
+    what: &'static str,
+    work: impl Future<Output = T>,
+) -> Result<T, StoreError> {
+    tokio::time::timeout(deadline, work).await.map_err(|_| StoreError::Timeout { what, after: deadline })
+}
+
+fn quiet(config: &Config, options: PgConnectOptions) -> PgConnectOptions {
+    let named = options.get_application_name().is_some();
+    let options = if named { options } else { options.application_name(&config.application_name) };
+    options.disable_statement_logging()
+}
+
+/// A connection that slept is tested before it is used: still there, and not inside a transaction that a cancelled
+/// future left open (launchbadge/sqlx #4393).
+fn pool(config: &Config, sql: &Sql, size: u32) -> PgPoolOptions {
+    let check = sql.check_connection.clone();
+    PoolOptions::new()
+        .max_connections(size)
+        .min_connections(0)
+        .acquire_timeout(config.connect_deadline)
+        .test_before_acquire(false)
+        .before_acquire(move |conn, meta| {
+            let check = check.clone();
+            Box::pin(async move {
+                if meta.idle_for < Duration::from_secs(1) {
+                    return Ok(true);
+                }
+                sqlx::query_scalar(check).fetch_one(conn).await
+            })
+        })
+}

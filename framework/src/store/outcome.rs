@@ -1,0 +1,92 @@
+//! What became of a batch whose answer was lost.
+//!
+//! The events have ids, so a new connection can look for them. Finding them settles the matter. Not finding them settles
+//! nothing while the old backend lives, for it may be about to commit, behind a network that carries nothing back. So the
+//! old backend is ended, and only once it is gone does "not there" mean "not written".
+
+use std::time::Duration;
+
+use sqlx::{Connection, PgConnection, Row};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    Position, Receipt, Version,
+    error::StoreError,
+    store::{
+        Inner,
+        append::Work,
+        connect,
+        lane::{Appended, Backend},
+        within,
+    },
+};
+
+/// What a look on another connection found.
+pub(crate) enum Settled {
+    /// One outcome a work; none where it is certain that nothing was written.
+    Known(Vec<Option<Appended>>),
+    /// Nothing could be learned in time.
+    Unknown,
+}
+
+/// Finds out what became of `works`, which were sent to `backend`, until `deadline`.
+pub(crate) async fn settle(inner: &Inner, backend: Backend, works: &[&Work], deadline: Instant) -> Settled {
+    let mut pause = Duration::from_millis(5);
+    while Instant::now() < deadline {
+        match look(inner, backend, works).await {
+            Ok(Some(outcomes)) => return Settled::Known(outcomes),
+            Ok(None) => pause = Duration::from_millis(20),
+            Err(error) => {
+                tracing::warn!(%error, "the outcome of an append is not known yet");
+                pause = (pause * 2).min(Duration::from_millis(500));
+            }
+        }
+        sleep(pause).await;
+    }
+    Settled::Unknown
+}
+
+/// One look: nothing if the old backend still lives.
+async fn look(inner: &Inner, backend: Backend, works: &[&Work]) -> Result<Option<Vec<Option<Appended>>>, StoreError> {
+    let mut conn = connect(&inner.options, inner.config.connect_deadline).await?;
+    let looking = async {
+        if !is_gone(&mut conn, inner, backend).await? {
+            return Ok(None);
+        }
+        let mut outcomes = Vec::with_capacity(works.len());
+        for work in works {
+            outcomes.push(find(&mut conn, inner, work).await?);
+        }
+        Ok(Some(outcomes))
+    };
+    let result: Result<_, sqlx::Error> = within(inner.config.statement_deadline, "look for an append", looking).await?;
+    let _ = tokio::time::timeout(Duration::from_secs(1), conn.close()).await;
+    result.map_err(StoreError::on("look for an append"))
+}
+
+async fn is_gone(conn: &mut PgConnection, inner: &Inner, backend: Backend) -> Result<bool, sqlx::Error> {
+    let row =
+        sqlx::query(inner.sql.end_backend.clone()).bind(backend.pid).bind(backend.started).fetch_one(conn).await?;
+    row.try_get(0)
+}
+
+/// The receipts of `work` if it is stored. An append is all or nothing, so its first event stands for all of it.
+async fn find(conn: &mut PgConnection, inner: &Inner, work: &Work) -> Result<Option<Appended>, sqlx::Error> {
+    let mut receipts = Vec::with_capacity(work.appends.len());
+    for append in &work.appends {
+        let ids: Vec<_> = append.events.iter().map(|event| event.event_id).collect();
+        let rows = sqlx::query(inner.sql.find_append.clone())
+            .bind(append.stream.as_str())
+            .bind(&ids)
+            .fetch_all(&mut *conn)
+            .await?;
+        if rows.len() < ids.len() {
+            return Ok(None);
+        }
+        let last = |column: &str| rows.iter().map(|row| row.get::<i64, _>(column)).max().unwrap_or(0);
+        let (version, position) = (Version::new(last("version")), Position::new(last("position")));
+        receipts.push(Receipt { version, position, appended: ids.len() });
+    }
+    // An append without events leaves nothing to find, and is harmless to repeat.
+    if work.event_ids().is_empty() { Ok(None) } else { Ok(Some(Appended::Written(receipts))) }
+}

@@ -1,0 +1,233 @@
+//! Reading streams and the log: a page at a time, or as a `Stream` in bounded memory.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use chrono::{DateTime, Utc};
+use futures::{Stream, TryStreamExt, stream};
+use sqlx::{Executor, PgConnection, Row, postgres::PgRow};
+
+use crate::{Metadata, Payload, Position, Recorded, StreamId, Version, error::StoreError, store::Store};
+
+/// What one page takes at most, in events and in payload bytes.
+const PAGE_EVENTS: usize = 1_000;
+const PAGE_BYTES: usize = 8 << 20;
+
+/// Which events of a stream to read. The default is all of them, oldest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadStream {
+    /// Only events above this version.
+    pub after: Version,
+    /// Only events up to this version.
+    pub up_to: Option<Version>,
+    /// Only events recorded at or before this time.
+    pub until: Option<DateTime<Utc>>,
+    /// Newest first.
+    pub backwards: bool,
+}
+
+impl Default for ReadStream {
+    fn default() -> Self {
+        Self { after: Version::NONE, up_to: None, until: None, backwards: false }
+    }
+}
+
+/// Which events of the log to read, in position order. The default is all of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReadLog {
+    /// Only events behind this position.
+    pub after: Position,
+    /// Only events up to this position. The log is never read above the safe position.
+    pub up_to: Option<Position>,
+    /// Only these event types; empty for all.
+    pub event_types: Vec<String>,
+    /// Only streams of these categories; empty for all.
+    pub categories: Vec<String>,
+}
+
+/// Some events, and where the next page begins.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page<C> {
+    /// The events.
+    pub events: Vec<Recorded<Payload>>,
+    /// What to read next; none when this page is the last.
+    pub next: Option<C>,
+}
+
+impl Store {
+    /// Reads one page of `stream`: up to `limit` events, fewer if their payloads are long.
+    ///
+    /// A stream that does not exist has no events; that is no error.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::Timeout`].
+    pub async fn read_stream_page(
+        &self,
+        stream: &StreamId,
+        read: ReadStream,
+        limit: usize,
+    ) -> Result<Page<ReadStream>, StoreError> {
+        let sql = &self.inner.sql;
+        let sql = if read.backwards { &sql.read_stream_backwards } else { &sql.read_stream_forwards };
+        let limit = limit.clamp(1, PAGE_EVENTS);
+        let rows = self
+            .inner
+            .read("read a stream", |mut conn| {
+                let (sql, stream) = (sql.clone(), stream.clone());
+                async move {
+                    let query = sqlx::query(sql)
+                        .bind(stream.as_str())
+                        .bind(read.after.get())
+                        .bind(read.up_to.map_or(i64::MAX, Version::get))
+                        .bind(read.until)
+                        .bind(limit as i64);
+                    fetch_page(&mut conn, query).await
+                }
+            })
+            .await?;
+        let last = rows.events.last().filter(|_| rows.cut || rows.events.len() == limit).map(|last| last.version);
+        let next = last.map(|last| match read.backwards {
+            true => ReadStream { up_to: Some(Version::new(last.get() - 1)), ..read },
+            false => ReadStream { after: last, ..read },
+        });
+        Ok(Page { next: next.filter(|next| next.up_to != Some(Version::NONE)), events: rows.events })
+    }
+
+    /// Reads `stream` as a [`Stream`], page after page, in bounded memory.
+    pub fn read_stream(
+        &self,
+        stream: &StreamId,
+        read: ReadStream,
+    ) -> impl Stream<Item = Result<Recorded<Payload>, StoreError>> + Send + 'static {
+        let (store, stream) = (self.clone(), stream.clone());
+        pages(read, move |read| {
+            let (store, stream) = (store.clone(), stream.clone());
+            async move { store.read_stream_page(&stream, read, PAGE_EVENTS).await }
+        })
+    }
+
+    /// Reads one page of the log: up to `limit` events, fewer if their payloads are long.
+    ///
+    /// Positions grow from event to event, and no event will ever appear before one that was read.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::Timeout`]; [`StoreError::Unfit`] on a standby.
+    pub async fn read_log_page(&self, read: ReadLog, limit: usize) -> Result<Page<ReadLog>, StoreError> {
+        let safe = self.horizon().await?.safe;
+        let up_to = read.up_to.map_or(safe, |up_to| up_to.min(safe));
+        let page = self.read_final(&read, up_to, limit).await?;
+        Ok(Page { next: page.next.map(|after| ReadLog { after, ..read }), events: page.events })
+    }
+
+    /// One page of the log up to `up_to`, which the caller knows to be final.
+    pub(crate) async fn read_final(
+        &self,
+        read: &ReadLog,
+        up_to: Position,
+        limit: usize,
+    ) -> Result<Page<Position>, StoreError> {
+        let limit = limit.clamp(1, PAGE_EVENTS * 10);
+        let page = self
+            .inner
+            .read("read the log", |mut conn| {
+                let sql = self.inner.sql.read_log.clone();
+                let some = |list: &[String]| if list.is_empty() { None } else { Some(list.to_vec()) };
+                let (types, categories) = (some(&read.event_types), some(&read.categories));
+                let after = read.after;
+                async move {
+                    let query = sqlx::query(sql)
+                        .bind(after.get())
+                        .bind(up_to.get())
+                        .bind(types)
+                        .bind(categories)
+                        .bind(limit as i64);
+                    fetch_page(&mut conn, query).await
+                }
+            })
+            .await?;
+        let next = page.events.last().filter(|_| page.cut || page.events.len() == limit).map(|last| last.position);
+        Ok(Page { next, events: page.events })
+    }
+
+    /// Reads the log as a [`Stream`], page after page, in bounded memory. It ends at the safe position, or at
+    /// [`ReadLog::up_to`].
+    pub fn read_log(
+        &self,
+        read: ReadLog,
+    ) -> impl Stream<Item = Result<Recorded<Payload>, StoreError>> + Send + 'static {
+        let store = self.clone();
+        pages(read, move |read| {
+            let store = store.clone();
+            async move { store.read_log_page(read, PAGE_EVENTS).await }
+        })
+    }
+}
+
+/// Joins pages to one stream of events.
+fn pages<C, F, R>(first: C, page: F) -> impl Stream<Item = Result<Recorded<Payload>, StoreError>> + Send + 'static
+where
+    C: Send + 'static,
+    F: Fn(C) -> R + Send + 'static,
+    R: Future<Output = Result<Page<C>, StoreError>> + Send + 'static,
+{
+    stream::try_unfold((VecDeque::new(), Some(first), page), |(mut events, mut next, page)| async move {
+        while events.is_empty()
+            && let Some(read) = next.take()
+        {
+            let found = page(read).await?;
+            events.extend(found.events);
+            next = found.next;
+        }
+        Ok(events.pop_front().map(|event| (event, (events, next, page))))
+    })
+}
+
+/// Rows of one page; `cut` if their payloads filled it.
+struct Rows {
+    events: Vec<Recorded<Payload>>,
+    cut: bool,
+}
+
+type Query = sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments>;
+
+/// Fetches until the page is full. Rows arrive one by one, so what is left unread never sits in memory.
+async fn fetch_page(conn: &mut PgConnection, query: Query) -> Result<Rows, sqlx::Error> {
+    let mut rows = conn.fetch(query);
+    let (mut events, mut bytes) = (Vec::new(), 0);
+    let mut last_type: Option<Arc<str>> = None;
+    while let Some(row) = rows.try_next().await? {
+        let event = recorded(&row, &mut last_type)?;
+        bytes += event.event.as_str().len();
+        events.push(event);
+        if bytes >= PAGE_BYTES {
+            return Ok(Rows { events, cut: true });
+        }
+    }
+    Ok(Rows { events, cut: false })
+}
+
+/// An envelope, from the columns that every reading statement lists in the same order.
+pub(crate) fn recorded(row: &PgRow, last_type: &mut Option<Arc<str>>) -> Result<Recorded<Payload>, sqlx::Error> {
+    let name: &str = row.try_get(9)?;
+    let event_type = match last_type {
+        Some(last) if **last == *name => last.clone(),
+        _ => last_type.insert(name.into()).clone(),
+    };
+    Ok(Recorded {
+        position: Position::new(row.try_get(0)?),
+        version: Version::new(row.try_get(1)?),
+        event_id: row.try_get(2)?,
+        recorded_at: row.try_get(6)?,
+        schema_version: row.try_get::<i16, _>(7)?.unsigned_abs(),
+        stream: StreamId::stored(row.try_get(8)?),
+        event_type,
+        metadata: Metadata {
+            correlation_id: row.try_get(3)?,
+            causation_id: row.try_get(4)?,
+            command_id: row.try_get(5)?,
+            actor: row.try_get(10)?,
+            traceparent: row.try_get(11)?,
+        },
+        // The column is `json`, whose binary form is its text: the exact bytes, with no parsing.
+        event: Payload::stored(row.try_get_unchecked::<&str, _>(12)?),
+    })
+}
