@@ -4,6 +4,8 @@ mod customer_spend;
 mod department_sales;
 mod open_orders;
 mod order_search;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use customer_spend::CustomerSpend;
 pub(crate) use department_sales::DepartmentSales;

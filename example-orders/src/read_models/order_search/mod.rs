@@ -1,6 +1,8 @@
 //! Orders to search through, in a table of SQL.
 
 mod slice;
+#[cfg(test)]
+mod tests;
 
 use annals::{BoxError, Projector, Recorded};
 use chrono::{DateTime, Utc};
