@@ -1,5 +1,6 @@
 //! An order service on Annals.
 
+mod figures;
 mod import;
 mod order;
 mod read_models;

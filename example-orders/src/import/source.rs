@@ -1,8 +1,8 @@
-//! The bytes of a file, unpacked if it is gzipped.
+//! The text of a file, unpacked if it is gzipped.
 
 use std::{
     fs::File,
-    io::{self, Chain, Cursor, Read},
+    io::{self, Cursor, Read},
     path::Path,
     sync::{
         Arc,
@@ -12,7 +12,18 @@ use std::{
 
 use flate2::read::MultiGzDecoder;
 
-/// How many bytes of a file have been read, for whoever shows progress.
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// A text to read, and how far it has been read.
+pub(crate) struct Source {
+    pub(crate) text: Box<dyn Read + Send>,
+    /// Bytes as they are stored, packed or not.
+    pub(crate) total_bytes: u64,
+    /// Of these, how many have been read.
+    pub(crate) bytes_read: BytesRead,
+}
+
+/// How many bytes have been read, for whoever shows progress.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct BytesRead(Arc<AtomicU64>);
 
@@ -22,51 +33,47 @@ impl BytesRead {
     }
 }
 
-/// A file that counts what is read from it.
-pub(crate) struct Counted {
-    file: File,
-    bytes_read: BytesRead,
-}
-
-impl Read for Counted {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let bytes = self.file.read(into)?;
-        self.bytes_read.0.fetch_add(bytes as u64, Ordering::Relaxed);
-        Ok(bytes)
-    }
-}
-
-/// Opened input: the file's bytes, with what was taken to look at put back in front.
-type Opened = Chain<Cursor<Vec<u8>>, Counted>;
-
-/// The text of a file, whichever way it is stored. Told apart by its first bytes, not by its name.
-pub(crate) enum Source {
-    Plain(Opened),
-    Gzip(Box<MultiGzDecoder<Opened>>),
-}
-
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
-
 impl Source {
-    /// Opens `path`; `bytes_read` then counts the bytes as they lie on the disk.
+    /// Opens a file. Whether it is gzipped is told by its first bytes, not by its name.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub(crate) fn open(path: &Path, bytes_read: BytesRead) -> io::Result<Self> {
-        let mut counted = Counted { file: File::open(path)?, bytes_read };
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let total_bytes = file.metadata()?.len();
+        Self::new(file, total_bytes)
+    }
+
+    /// A text that is part of the program.
+    ///
+    /// # Errors
+    /// None that a slice can give.
+    pub(crate) fn of(bytes: &'static [u8]) -> io::Result<Self> {
+        Self::new(bytes, bytes.len() as u64)
+    }
+
+    fn new(stored: impl Read + Send + 'static, total_bytes: u64) -> io::Result<Self> {
+        let bytes_read = BytesRead::default();
+        let mut stored = Counted { stored, bytes_read: bytes_read.clone() };
         let mut magic = vec![];
-        counted.by_ref().take(GZIP_MAGIC.len() as u64).read_to_end(&mut magic)?;
+        stored.by_ref().take(GZIP_MAGIC.len() as u64).read_to_end(&mut magic)?;
         let gzipped = magic == GZIP_MAGIC;
-        let opened = Cursor::new(magic).chain(counted);
-        Ok(if gzipped { Self::Gzip(Box::new(MultiGzDecoder::new(opened))) } else { Self::Plain(opened) })
+        let whole = Cursor::new(magic).chain(stored);
+        let text: Box<dyn Read + Send> = if gzipped { Box::new(MultiGzDecoder::new(whole)) } else { Box::new(whole) };
+        Ok(Self { text, total_bytes, bytes_read })
     }
 }
 
-impl Read for Source {
+/// Counts what is read.
+struct Counted<R> {
+    stored: R,
+    bytes_read: BytesRead,
+}
+
+impl<R: Read> Read for Counted<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(bytes) => bytes.read(into),
-            Self::Gzip(bytes) => bytes.read(into),
-        }
+        let bytes = self.stored.read(into)?;
+        self.bytes_read.0.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(bytes)
     }
 }

@@ -2,6 +2,7 @@
 
 mod faults;
 mod files;
+mod in_flight;
 mod records;
 
 use super::{

@@ -5,10 +5,7 @@ use std::io::{Read, Write};
 use flate2::{Compression, write::GzEncoder};
 
 use super::*;
-use crate::import::{
-    columns::HeaderError,
-    source::{BytesRead, Source},
-};
+use crate::import::{columns::HeaderError, source::Source};
 
 fn gzip(text: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(vec![], Compression::fast());
@@ -16,13 +13,12 @@ fn gzip(text: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-fn open(bytes: &[u8]) -> (Source, BytesRead) {
+fn open(bytes: &[u8]) -> Source {
     let path = std::env::temp_dir().join(format!("orders-{}-{:p}", std::process::id(), bytes));
     std::fs::write(&path, bytes).unwrap();
-    let bytes_read = BytesRead::default();
-    let source = Source::open(&path, bytes_read.clone()).unwrap();
+    let source = Source::open(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
-    (source, bytes_read)
+    source
 }
 
 fn header_error(bytes: impl AsRef<[u8]>) -> HeaderError {
@@ -88,12 +84,12 @@ fn gzip_is_known_by_its_first_bytes() {
     let text = file([row(5), row(6)]);
 
     for stored in [text.clone(), gzip(&text)] {
-        let (source, bytes_read) = open(&stored);
+        let Source { text: unpacked, total_bytes, bytes_read } = open(&stored);
 
-        let entries: Vec<Entry> = Orders::new(source).unwrap().collect();
+        let entries: Vec<Entry> = Orders::new(unpacked).unwrap().collect();
 
         assert_eq!(entries, read(&text));
-        assert_eq!(bytes_read.get(), stored.len() as u64);
+        assert_eq!((total_bytes, bytes_read.get()), (stored.len() as u64, stored.len() as u64));
     }
 }
 
@@ -101,7 +97,7 @@ fn gzip_is_known_by_its_first_bytes() {
 fn a_gzip_file_in_several_parts_is_one() {
     let parts = [gzip(&file([row(5)])), gzip(row(6).as_bytes())].concat();
     let mut text = vec![];
-    open(&parts).0.read_to_end(&mut text).unwrap();
+    open(&parts).text.read_to_end(&mut text).unwrap();
 
     assert_eq!(text, file([row(5), row(6)]));
 }
@@ -111,7 +107,7 @@ fn a_truncated_gzip_file_names_its_last_good_line() {
     let text = include_bytes!("../../../data/orders-sample.csv");
     let packed = gzip(text);
 
-    let entries: Vec<Entry> = Orders::new(open(&packed[..packed.len() / 2]).0).unwrap().collect();
+    let entries: Vec<Entry> = Orders::new(open(&packed[..packed.len() / 2]).text).unwrap().collect();
 
     let (last_good_line, reason) = ends_early(&entries).unwrap();
     assert!(!reason.is_empty());
@@ -127,7 +123,7 @@ fn a_truncated_gzip_file_names_its_last_good_line() {
 fn a_gzip_file_that_lacks_its_end_rejects_the_last_order() {
     let packed = gzip(&file([row(5), row(6)]));
 
-    let entries: Vec<Entry> = Orders::new(open(&packed[..packed.len() - 4]).0).unwrap().collect();
+    let entries: Vec<Entry> = Orders::new(open(&packed[..packed.len() - 4]).text).unwrap().collect();
 
     assert_eq!(accepted(&entries), [(5, 1)]);
     assert_eq!(rejected(&entries), [rejection(3, 6, "row", "the file ends within this order")]);
