@@ -1,21 +1,29 @@
 //! Annals.
 
 pub mod aggregate;
+pub mod app;
 pub mod config;
+#[cfg(all(unix, feature = "embedded"))]
+pub mod embedded;
 pub mod error;
 pub mod event;
+pub mod execute;
 pub mod projector;
 mod sql;
 pub mod store;
 pub mod stream;
+pub mod subscription;
 pub mod testing;
 pub mod view;
 
 pub use aggregate::{Aggregate, Context};
+pub use app::{App, Builder, StartError, WaitError};
 pub use config::{Config, Limits};
 pub use error::{BoxError, ExecuteError, InvalidInput, StoreError, Undecodable};
 pub use event::{ContractError, Event, Metadata, Payload, PayloadLimits, Recorded, Upcast};
+pub use execute::{CommandCounts, Either, Options};
 pub use projector::Projector;
 pub use store::{Append, Holder, Horizon, NewEvent, Page, ReadLog, ReadStream, Store};
 pub use stream::{ExpectedVersion, Id, Position, Receipt, StreamId, Version};
+pub use subscription::{FollowerState, FollowerStatus};
 pub use view::{Change, View};

@@ -24,6 +24,32 @@ impl StoreName {
         &self.0
     }
 
+    /// The schema of the read model `model`: `<store>_<model>`.
+    pub(crate) fn read_model(&self, model: &str) -> Result<Self, InvalidInput> {
+        let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        let name = format!("{}_{model}", self.0);
+        // A shadow of the schema carries version and generation behind its name.
+        if model.starts_with(|c: char| c.is_ascii_lowercase()) && model.chars().all(letters) && name.len() <= 50 {
+            return Ok(Self(name));
+        }
+        Err(InvalidInput::Other(format!(
+            "read model name {model:?} is refused: it takes a-z, 0-9 and _, begins with a letter, and its schema {name:?} \
+             has at most 50 bytes"
+        )))
+    }
+
+    /// `text` with this read model's schema for `read_model.`, and `store`'s for `annals.`.
+    pub(crate) fn instantiate_model(&self, store: &Self, text: &str) -> SqlStr {
+        let text = text.replace("read_model.", &format!("\"{}\".", self.0));
+        let text = text.replace("'read_model'", &format!("'\"{}\"'", self.0));
+        store.instantiate(&text.replace("schema read_model", &format!("schema \"{}\"", self.0)))
+    }
+
+    /// A user's own statements, as they are.
+    pub(crate) fn verbatim(&self, text: &'static str) -> SqlStr {
+        text.into_sql_str()
+    }
+
     /// `text` with this store's schema for `annals.`. The one place where SQL is put together.
     pub(crate) fn instantiate(&self, text: &str) -> SqlStr {
         // In strings the bare name stands: these are names of sequences, tables and settings.
@@ -71,6 +97,19 @@ statements! {
     create_migrations,
     read_migrations,
     insert_migration,
+    notify_appended,
+    begin_read_committed,
+    read_checkpoint,
+    move_checkpoint,
+    record_failure,
+    lock_follower,
+    read_follower,
+    create_follower,
+    list_checkpoints,
+    load_aggregate,
+    find_command,
+    read_version_at,
+    save_snapshot,
     check_connection,
     prepare_append_in,
     savepoint_append_in,

@@ -1,1 +1,3 @@
 //! Annals keeps its promises: one module a promise, each test a sentence.
+
+mod embedded;

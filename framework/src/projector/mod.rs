@@ -1,9 +1,12 @@
 //! Projectors: read models in SQL of the user's own.
 
+mod follower;
+
 use std::future::Future;
 
 use sqlx::PgConnection;
 
+pub(crate) use self::follower::{ProjectorFollower, read_model};
 use crate::{BoxError, Event, Recorded};
 
 /// A read model in tables of your own, written with your own SQL, a slice of events at a time.

@@ -18,7 +18,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
@@ -71,7 +71,7 @@ pub(crate) struct Appender {
     size: usize,
     closing: watch::Sender<bool>,
     /// Rings after every commit, for the tail.
-    pub(crate) appended: Arc<Notify>,
+    pub(crate) appended: watch::Sender<()>,
 }
 
 impl Appender {
@@ -79,7 +79,7 @@ impl Appender {
         let (queue, requests) = mpsc::unbounded_channel();
         let size = config.append_queue.clamp(1, Semaphore::MAX_PERMITS);
         let closing = watch::Sender::new(false);
-        let appended = Arc::new(Notify::new());
+        let appended = watch::Sender::new(());
         let dispatcher = Dispatcher {
             inner,
             waiting: VecDeque::new(),
@@ -131,7 +131,7 @@ struct Dispatcher {
     lanes: Vec<Lane>,
     held_lanes: usize,
     running: JoinSet<Finished>,
-    appended: Arc<Notify>,
+    appended: watch::Sender<()>,
 }
 
 /// What a task of the dispatcher gives back.
@@ -266,12 +266,12 @@ struct Lane {
 
 impl Lane {
     /// Writes `batch` and answers every caller, but those whose streams another transaction holds: these come back.
-    async fn write(mut self, inner: &Inner, batch: Vec<Request>, appended: &Notify) -> (Self, Vec<Request>) {
+    async fn write(mut self, inner: &Inner, batch: Vec<Request>, appended: &watch::Sender<()>) -> (Self, Vec<Request>) {
         let mut held = Vec::new();
         let mut parts = vec![batch];
         while let Some(part) = parts.pop() {
             match send(&mut self.line, inner, part, inner.config.lock_deadline).await {
-                Sent::Answered => appended.notify_one(),
+                Sent::Answered => appended.send_replace(()),
                 Sent::Again(part) => parts.push(part),
                 Sent::Held(mut part) if part.len() == 1 => held.append(&mut part),
                 // Which stream is held, the server does not say: one by one, the others get through at once.
@@ -284,14 +284,14 @@ impl Lane {
 }
 
 /// Writes an append whose stream another transaction holds: waits for that transaction, beside the lanes.
-async fn write_held(inner: &Inner, request: Request, appended: &Notify) {
+async fn write_held(inner: &Inner, request: Request, appended: &watch::Sender<()>) {
     let mut line = None;
     let mut part = vec![request];
     loop {
         let left = part[0].deadline.saturating_duration_since(Instant::now());
         let lock_deadline = left.clamp(Duration::from_millis(10), inner.config.append_deadline);
         match send(&mut line, inner, part, lock_deadline).await {
-            Sent::Answered => return appended.notify_one(),
+            Sent::Answered => return appended.send_replace(()),
             Sent::Again(again) | Sent::Held(again) | Sent::Refused(again) => part = again,
         }
     }

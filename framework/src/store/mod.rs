@@ -16,11 +16,17 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-pub(crate) use self::appender::Appender;
 pub use self::{
     append::{Append, NewEvent},
     marker::{Holder, Horizon},
     read::{Page, ReadLog, ReadStream},
+};
+pub(crate) use self::{
+    append::{CommandRecord, Work},
+    appender::Appender,
+    lane::Appended,
+    marker::horizon,
+    read::recorded,
 };
 use crate::{
     Config,

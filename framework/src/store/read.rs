@@ -6,7 +6,11 @@ use chrono::{DateTime, Utc};
 use futures::{Stream, TryStreamExt, stream};
 use sqlx::{Executor, PgConnection, Row, postgres::PgRow};
 
-use crate::{Metadata, Payload, Position, Recorded, StreamId, Version, error::StoreError, store::Store};
+use crate::{
+    Metadata, Payload, Position, Recorded, StreamId, Version,
+    error::StoreError,
+    store::{Inner, Store},
+};
 
 /// What one page takes at most, in events and in payload bytes.
 const PAGE_EVENTS: usize = 1_000;
@@ -125,27 +129,11 @@ impl Store {
         up_to: Position,
         limit: usize,
     ) -> Result<Page<Position>, StoreError> {
-        let limit = limit.clamp(1, PAGE_EVENTS * 10);
-        let page = self
-            .inner
-            .read("read the log", |mut conn| {
-                let sql = self.inner.sql.read_log.clone();
-                let some = |list: &[String]| if list.is_empty() { None } else { Some(list.to_vec()) };
-                let (types, categories) = (some(&read.event_types), some(&read.categories));
-                let after = read.after;
-                async move {
-                    let query = sqlx::query(sql)
-                        .bind(after.get())
-                        .bind(up_to.get())
-                        .bind(types)
-                        .bind(categories)
-                        .bind(limit as i64);
-                    fetch_page(&mut conn, query).await
-                }
-            })
-            .await?;
-        let next = page.events.last().filter(|_| page.cut || page.events.len() == limit).map(|last| last.position);
-        Ok(Page { next, events: page.events })
+        let inner = &self.inner;
+        let reading = |mut conn: sqlx::pool::PoolConnection<sqlx::Postgres>| async move {
+            inner.read_final_on(&mut conn, read, up_to, limit).await
+        };
+        inner.read("read the log", reading).await
     }
 
     /// Reads the log as a [`Stream`], page after page, in bounded memory. It ends at the safe position, or at
@@ -159,6 +147,29 @@ impl Store {
             let store = store.clone();
             async move { store.read_log_page(read, PAGE_EVENTS).await }
         })
+    }
+}
+
+impl Inner {
+    /// One page of the log up to `up_to`, which the caller knows to be final, on `conn`.
+    pub(crate) async fn read_final_on(
+        &self,
+        conn: &mut PgConnection,
+        read: &ReadLog,
+        up_to: Position,
+        limit: usize,
+    ) -> Result<Page<Position>, sqlx::Error> {
+        let limit = limit.clamp(1, PAGE_EVENTS * 10);
+        let some = |list: &[String]| if list.is_empty() { None } else { Some(list.to_vec()) };
+        let query = sqlx::query(self.sql.read_log.clone())
+            .bind(read.after.get())
+            .bind(up_to.get())
+            .bind(some(&read.event_types))
+            .bind(some(&read.categories))
+            .bind(limit as i64);
+        let page = fetch_page(conn, query).await?;
+        let next = page.events.last().filter(|_| page.cut || page.events.len() == limit).map(|last| last.position);
+        Ok(Page { next, events: page.events })
     }
 }
 

@@ -1,13 +1,26 @@
-//! Tests of rules, in the words of the rules: given these events, when this happens, then that.
+//! The testing kit.
 //!
-//! [`given`] tests an aggregate, [`given_view`] a view. Neither needs a database, both have time under the test's
-//! control, and both send every event and document through the form in which it is stored: a field that does not
-//! survive storage fails the test.
+//! Rules are tested in the words of the rules: given these events, when this happens, then that. [`given`] tests an
+//! aggregate, [`given_view`] a view. Neither needs a database, both have time under the test's control, and both send
+//! every event and document through the form in which it is stored: a field that does not survive storage fails the
+//! test.
+//!
+//! What does need a database, a projector above all, gets a fresh one from `database()` (feature `testing`).
 
 mod aggregate;
+#[cfg(all(unix, feature = "testing"))]
+mod database;
+#[cfg(all(unix, feature = "testing"))]
+mod server;
 mod storage;
 mod view;
+#[cfg(all(unix, feature = "testing"))]
+mod watchdog;
 
 pub use aggregate::{Given, Then, When, given};
+#[cfg(all(unix, feature = "testing"))]
+pub use database::{TestDatabase, database};
+#[cfg(all(unix, feature = "testing"))]
+pub use server::{TestServer, server};
 pub use storage::recorded;
 pub use view::{GivenView, given_view};

@@ -1,7 +1,10 @@
 //! Views: read models of documents that the framework stores.
 
+mod follower;
+
 use serde::{Serialize, de::DeserializeOwned};
 
+pub(crate) use self::follower::{ViewFollower, ViewSql, read_model};
 use crate::{Event, Id, Recorded};
 
 /// What becomes of a document once an event was applied to it.

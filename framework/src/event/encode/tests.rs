@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, fmt};
+use std::{cell::Cell, collections::BTreeMap, fmt};
 
 use proptest::prelude::*;
 use schemars::JsonSchema;
@@ -216,32 +216,47 @@ fn nesting_is_limited() {
     assert!(field.starts_with("$.content.List[0].List[0]") && field.ends_with('…'), "{field}");
 }
 
+/// A list that goes on and on; it counts the elements it was asked for.
+struct Endless<'a, T>(T, &'a Cell<usize>);
+
+impl<T: Serialize> Serialize for Endless<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut list = serializer.serialize_seq(None)?;
+        for _ in 0..300_000_000 {
+            self.1.set(self.1.get() + 1);
+            list.serialize_element(&self.0)?;
+        }
+        list.end()
+    }
+}
+
 /// 300 MB are never built: writing stops as soon as the limit is passed, while the event still streams.
 #[test]
 fn a_payload_of_300_megabytes_is_refused_after_the_first() {
-    struct Endless<'a>(&'a std::cell::Cell<usize>);
-    impl Serialize for Endless<'_> {
-        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            let mut seq = serializer.serialize_seq(None)?;
-            for _ in 0..300_000 {
-                self.0.set(self.0.get() + 1);
-                seq.serialize_element(&"x".repeat(1_000))?;
+    fn asked<T: Serialize>(element: T) -> usize {
+        let asked = Cell::new(0);
+        match encode_content(Endless(element, &asked)) {
+            Err(InvalidInput::PayloadTooLarge { event_type, bytes, limit }) => {
+                assert_eq!((event_type.as_str(), limit), ("Happened", 1_048_576));
+                assert!(bytes > limit && bytes < limit + 2_000, "{bytes}");
             }
-            seq.end()
+            other => panic!("{other:?}"),
         }
+        asked.get()
     }
 
-    let asked = std::cell::Cell::new(0);
-    let refused = encode_content(Endless(&asked));
+    assert!(asked("x".repeat(1_000)).abs_diff(1_046) < 3);
+    assert!(asked(7).abs_diff(524_288) < 10);
+}
 
-    match refused {
-        Err(InvalidInput::PayloadTooLarge { event_type, bytes, limit }) => {
-            assert_eq!((event_type.as_str(), limit), ("Happened", 1_048_576));
-            assert!(bytes > limit && bytes < limit + 2_000, "{bytes}");
-        }
-        other => panic!("{other:?}"),
-    }
-    assert!(asked.get() < 1_100, "{} elements were written", asked.get());
+/// A text that is too long is not copied first.
+#[test]
+fn a_text_beyond_the_limit_is_refused_unwritten() {
+    let limits = PayloadLimits::default();
+    let mut writer = Writer::new(&limits);
+
+    assert!(writer.text(&"x".repeat(2_000_000)).is_err());
+    assert!(writer.out.len() < 2);
 }
 
 /// The limit is the last length that is accepted, and counts what is written, escapes included.

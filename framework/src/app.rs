@@ -1,0 +1,465 @@
+//! The app: aggregates that take commands, and read models that follow, in one process.
+
+use std::{
+    any::{Any, TypeId},
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::future::{BoxFuture, join_all};
+use sqlx::PgConnection;
+use tokio::time::timeout;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    Aggregate, CommandCounts, ContractError, Either, Id, InvalidInput, Options, Position, Projector, Receipt, StreamId,
+    View,
+    error::{ExecuteError, StoreError},
+    event::contract::Contracts,
+    execute::{self, Repository},
+    projector::{self, ProjectorFollower},
+    store::Store,
+    subscription::{FollowerStatus, Handle, ReadModel, Tail},
+    view::{self, ViewFollower, ViewSql},
+};
+
+/// Why an app did not start. Nothing runs.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The events of an aggregate or of a read model cannot be stored or read.
+    #[error(transparent)]
+    Contract(#[from] ContractError),
+    /// A name or a setting is refused.
+    #[error(transparent)]
+    Invalid(#[from] InvalidInput),
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a wait for a read model ended without it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WaitError {
+    /// The read model has not come that far in time.
+    ///
+    /// Caller: show what there is, or wait again; `App::followers` says whether it fails.
+    #[error("{name} stands at position {at}, {behind} before {position}, after {waited:?}{}", because(.last_error))]
+    Behind {
+        /// The read model.
+        name: &'static str,
+        /// Where it is.
+        at: Position,
+        /// What was waited for.
+        position: Position,
+        /// How many positions are missing.
+        behind: i64,
+        /// How long the wait was.
+        waited: Duration,
+        /// The failure that keeps it, if there is one.
+        last_error: Option<String>,
+    },
+    /// No read model of that name runs in this app.
+    #[error("no view or projector {name:?} is registered in this app")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+}
+
+fn because(error: &Option<String>) -> String {
+    error.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
+}
+
+type Start = Box<dyn FnOnce(Store, Arc<Contracts>) -> Result<Starting, InvalidInput> + Send>;
+type Run = Box<dyn FnOnce(Store, &Tail, CancellationToken) -> Handle + Send>;
+
+/// A read model before it runs.
+struct Starting {
+    model: ReadModel,
+    run: Run,
+}
+
+/// Collects what an app consists of.
+#[must_use = "an app runs once it is started"]
+pub struct Builder {
+    store: Store,
+    contracts: Contracts,
+    repositories: Vec<Box<dyn FnOnce(&Store, &Arc<Contracts>) -> (TypeId, Box<dyn Kept>) + Send>>,
+    readers: Vec<fn(&Contracts) -> Result<(), ContractError>>,
+    followers: Vec<(&'static str, Start)>,
+    error: Option<StartError>,
+}
+
+impl Store {
+    /// Begins an app on this store.
+    pub fn app(&self) -> Builder {
+        Builder {
+            store: self.clone(),
+            contracts: Contracts::default(),
+            repositories: vec![],
+            readers: vec![],
+            followers: vec![],
+            error: None,
+        }
+    }
+}
+
+impl Builder {
+    /// Lets the app take commands for `A`, and its read models read its events.
+    pub fn aggregate<A: Aggregate>(mut self) -> Self {
+        if let Err(error) = self.contracts.register::<A::Event>(A::TYPE) {
+            self.error.get_or_insert(error.into());
+        }
+        self.repositories.push(Box::new(|store, contracts| {
+            (TypeId::of::<A>(), Box::new(Repository::<A>::new(store.clone(), contracts.clone())))
+        }));
+        self
+    }
+
+    /// Lets `V` follow the log.
+    pub fn view<V: View>(mut self) -> Self {
+        self.readers.push(Contracts::check_reader::<V::Event>);
+        self.followers.push((
+            V::NAME,
+            Box::new(|store, contracts| {
+                let model = view::read_model::<V>(&store.inner.name)?;
+                let follower = ViewFollower::<V>::new(&store, contracts)?;
+                let run: Run = Box::new(move |store, tail, stop| Handle::start(follower, store, tail, stop));
+                Ok(Starting { model, run })
+            }),
+        ));
+        self
+    }
+
+    /// Lets `projector` follow the log.
+    pub fn projector<P: Projector>(mut self, projector: P) -> Self {
+        self.readers.push(Contracts::check_reader::<P::Event>);
+        self.followers.push((
+            P::NAME,
+            Box::new(|store, contracts| {
+                let model = projector::read_model::<P>(&store.inner.name)?;
+                let follower = ProjectorFollower::new(projector, &store, contracts)?;
+                let run: Run = Box::new(move |store, tail, stop| Handle::start(follower, store, tail, stop));
+                Ok(Starting { model, run })
+            }),
+        ));
+        self
+    }
+
+    /// Checks every contract, sets up the read models, and starts to follow.
+    ///
+    /// # Errors
+    /// [`StartError`] says what does not fit together; nothing runs then.
+    pub async fn start(self) -> Result<App, StartError> {
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        for check in &self.readers {
+            check(&self.contracts)?;
+        }
+        for (nth, (name, _)) in self.followers.iter().enumerate() {
+            if self.followers[..nth].iter().any(|(other, _)| other == name) {
+                return Err(InvalidInput::Other(format!("two read models are called {name:?}: rename one")).into());
+            }
+        }
+        let (store, contracts) = (self.store, Arc::new(self.contracts));
+        let repositories = self.repositories.into_iter().map(|make| make(&store, &contracts)).collect();
+        let mut runs = vec![];
+        for (name, start) in self.followers {
+            let starting = start(store.clone(), contracts.clone())?;
+            starting.model.set_up(&store).await?;
+            runs.push((name, starting.run));
+        }
+        let stop = CancellationToken::new();
+        let tail = (!runs.is_empty()).then(|| Tail::start(store.clone(), stop.clone()));
+        let mut followers = vec![];
+        if let Some(tail) = &tail {
+            followers.extend(runs.into_iter().map(|(name, run)| (name, run(store.clone(), tail, stop.clone()))));
+        }
+        let inner = Inner { store, repositories, followers: Mutex::new(followers), commands: TaskTracker::new(), stop };
+        Ok(App { inner: Arc::new(inner) })
+    }
+}
+
+/// A repository without its type.
+trait Kept: Any + Send + Sync {
+    fn counts(&self) -> CommandCounts;
+    fn as_any(&self) -> &(dyn Any + Send + Sync);
+}
+
+impl<A: Aggregate> Kept for Repository<A> {
+    fn counts(&self) -> CommandCounts {
+        Repository::counts(self)
+    }
+
+    fn as_any(&self) -> &(dyn Any + Send + Sync) {
+        self
+    }
+}
+
+struct Inner {
+    store: Store,
+    repositories: HashMap<TypeId, Box<dyn Kept>>,
+    followers: Mutex<Vec<(&'static str, Handle)>>,
+    commands: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// A running app. Cheap to clone; all clones are the same app.
+///
+/// Its followers run until [`App::shutdown`], or until the process ends: both are safe at any moment, the first loses no
+/// time at the next start.
+#[derive(Clone)]
+pub struct App {
+    inner: Arc<Inner>,
+}
+
+impl App {
+    /// The store that the app works on.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// Lets the aggregate `id` handle `command`, and appends what it decides.
+    ///
+    /// Returns once the events are committed. A conflict with another writer is decided again, until
+    /// [`Config::command_deadline`](crate::Config::command_deadline).
+    ///
+    /// # Errors
+    /// - [`ExecuteError::Rejected`] if the aggregate refuses, on state that was proved current.
+    /// - [`ExecuteError::Store`] otherwise; see [`StoreError`] for what each kind asks of the caller.
+    pub async fn execute<A: Aggregate>(
+        &self,
+        id: impl Into<Id>,
+        command: A::Command,
+    ) -> Result<Receipt, ExecuteError<A::Error>> {
+        self.execute_with::<A>(id, command, Options::default()).await
+    }
+
+    /// [`App::execute`], with a command id, an actor, a correlation or a deadline.
+    ///
+    /// With a command id, the command takes effect once however often it is sent: a repeat returns the first receipt,
+    /// with [`Receipt::appended`] 0.
+    ///
+    /// # Errors
+    /// As [`App::execute`], and [`StoreError::CommandReused`] if the id was used for another command.
+    pub async fn execute_with<A: Aggregate>(
+        &self,
+        id: impl Into<Id>,
+        command: A::Command,
+        options: Options,
+    ) -> Result<Receipt, ExecuteError<A::Error>> {
+        let _running = self.begin()?;
+        let stream = StreamId::of(A::TYPE, id)?;
+        self.repository::<A>()?.execute(stream, &command, options).await
+    }
+
+    /// Lets two aggregates each handle a command, and appends what both decide, or nothing if one refuses.
+    ///
+    /// # Errors
+    /// As [`App::execute_with`]; the rejection says which of the two refused.
+    #[allow(clippy::type_complexity, reason = "the two receipts and the two rejections are the result")]
+    pub async fn execute_both<A: Aggregate, B: Aggregate>(
+        &self,
+        first: (impl Into<Id>, A::Command),
+        second: (impl Into<Id>, B::Command),
+        options: Options,
+    ) -> Result<(Receipt, Receipt), ExecuteError<Either<A::Error, B::Error>>> {
+        let _running = self.begin()?;
+        let (stream_a, stream_b) = (StreamId::of(A::TYPE, first.0)?, StreamId::of(B::TYPE, second.0)?);
+        let (a, b) = (self.repository::<A>()?, self.repository::<B>()?);
+        execute::execute_both((a, stream_a, &first.1), (b, stream_b, &second.1), options).await
+    }
+
+    /// [`App::execute_with`] inside the caller's transaction: the events commit with its other work, or not at all.
+    ///
+    /// Read [`Store::append_in`] first: until the transaction ends, every reader waits.
+    ///
+    /// # Errors
+    /// As [`App::execute_with`] and [`Store::append_in`].
+    pub async fn execute_in<A: Aggregate>(
+        &self,
+        conn: &mut PgConnection,
+        id: impl Into<Id>,
+        command: A::Command,
+        options: Options,
+    ) -> Result<Receipt, ExecuteError<A::Error>> {
+        let _running = self.begin()?;
+        let stream = StreamId::of(A::TYPE, id)?;
+        self.repository::<A>()?.execute_in(conn, stream, &command, options).await
+    }
+
+    /// Reads the document `key` of the view `V`, as far as the view has come.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::Timeout`]; [`StoreError::Unfit`] if the stored document does not decode.
+    pub async fn get<V: View>(&self, key: impl Into<Id>) -> Result<Option<V>, StoreError> {
+        let sql = ViewSql::new::<V>(&self.inner.store.inner.name)?.get;
+        let key = key.into();
+        let text: Option<String> = self
+            .inner
+            .store
+            .inner
+            .read("read a document", |mut conn| {
+                let (sql, key) = (sql.clone(), key.clone());
+                async move { sqlx::query_scalar(sql).bind(&*key).fetch_optional(&mut *conn).await }
+            })
+            .await?;
+        text.map(|text| decode_document::<V>(&key, &text)).transpose()
+    }
+
+    /// Reads up to `limit` documents of `V` in key order, behind the key `after`.
+    ///
+    /// # Errors
+    /// As [`App::get`].
+    pub async fn list<V: View>(&self, after: Option<&Id>, limit: usize) -> Result<Vec<(Id, V)>, StoreError> {
+        let sql = ViewSql::new::<V>(&self.inner.store.inner.name)?.list;
+        let rows: Vec<(String, String)> = self
+            .inner
+            .store
+            .inner
+            .read("list documents", |mut conn| {
+                let (sql, after) = (sql.clone(), after.map(|after| after.to_string()));
+                async move { sqlx::query_as(sql).bind(after).bind(limit as i64).fetch_all(&mut *conn).await }
+            })
+            .await?;
+        let decode = |(key, text): (String, String)| {
+            let key = Id::from(key);
+            decode_document::<V>(&key, &text).map(|document| (key, document))
+        };
+        rows.into_iter().map(decode).collect()
+    }
+
+    /// Counts the documents of `V`.
+    ///
+    /// # Errors
+    /// As [`App::get`].
+    pub async fn count<V: View>(&self) -> Result<u64, StoreError> {
+        let sql = ViewSql::new::<V>(&self.inner.store.inner.name)?.count;
+        let count: i64 = self
+            .inner
+            .store
+            .inner
+            .read("count documents", |mut conn| {
+                let sql = sql.clone();
+                async move { sqlx::query_scalar(sql).fetch_one(&mut *conn).await }
+            })
+            .await?;
+        Ok(count.unsigned_abs())
+    }
+
+    /// Waits until the view or projector `name` shows everything up to `position`: read your own writes.
+    ///
+    /// # Errors
+    /// [`WaitError::Behind`] says how far behind it is after `longest`, and why if it fails.
+    pub async fn wait_for(&self, name: &str, position: Position, longest: Duration) -> Result<(), WaitError> {
+        let followers = self.lock_followers();
+        let Some((name, handle)) = followers.iter().find(|(other, _)| *other == name) else {
+            return Err(WaitError::Unknown { name: name.into() });
+        };
+        let (name, mut seen) = (*name, handle.position.clone());
+        drop(followers);
+        let reached = timeout(longest, seen.wait_for(|at| *at >= position)).await;
+        if matches!(reached, Ok(Ok(_))) {
+            return Ok(());
+        }
+        let status = self.followers().into_iter().find(|status| status.name == name);
+        let at = status.as_ref().map_or(Position::START, |status| status.position);
+        Err(WaitError::Behind {
+            name,
+            at,
+            position,
+            behind: position.get() - at.get(),
+            waited: longest,
+            last_error: status.and_then(|status| status.last_error),
+        })
+    }
+
+    /// [`App::wait_for`] every read model of the app.
+    ///
+    /// # Errors
+    /// As [`App::wait_for`], of the first that is behind.
+    pub async fn wait_for_all(&self, position: Position, longest: Duration) -> Result<(), WaitError> {
+        let names: Vec<_> = self.lock_followers().iter().map(|(name, _)| *name).collect();
+        let waits = join_all(names.into_iter().map(|name| self.wait_for(name, position, longest))).await;
+        waits.into_iter().collect()
+    }
+
+    /// How far every read model of this app has come, and what keeps it.
+    pub fn followers(&self) -> Vec<FollowerStatus> {
+        self.lock_followers().iter().map(|(_, handle)| handle.status()).collect()
+    }
+
+    /// What became of the commands of each aggregate type in this process.
+    pub fn command_counts(&self) -> Vec<CommandCounts> {
+        let mut counts: Vec<_> = self.inner.repositories.values().map(|kept| kept.counts()).collect();
+        counts.sort_by_key(|counts| counts.aggregate);
+        counts
+    }
+
+    /// Takes no more commands, lets those under way end, lets followers save their checkpoints, and closes the store:
+    /// within [`Config::drain_deadline`](crate::Config::drain_deadline), after which the rest is left as a crash would.
+    pub async fn shutdown(&self) {
+        let deadline = self.inner.store.config().drain_deadline;
+        self.inner.commands.close();
+        if timeout(deadline, self.inner.commands.wait()).await.is_err() {
+            tracing::warn!(commands = self.inner.commands.len(), "commands did not end within the drain deadline");
+        }
+        self.inner.stop.cancel();
+        let followers = std::mem::take(&mut *self.lock_followers());
+        let ends: Vec<BoxFuture<'_, ()>> = followers
+            .into_iter()
+            .map(|(name, mut handle)| {
+                let end = async move {
+                    if timeout(deadline, &mut handle.task).await.is_err() {
+                        tracing::warn!(follower = name, "a follower did not end within the drain deadline");
+                        handle.task.abort();
+                    }
+                };
+                Box::pin(end) as BoxFuture<'_, ()>
+            })
+            .collect();
+        join_all(ends).await;
+        if timeout(deadline, self.inner.store.close()).await.is_err() {
+            tracing::warn!("the store did not close within the drain deadline");
+        }
+    }
+
+    /// Enters a command; refused once the app is shutting down.
+    fn begin(&self) -> Result<tokio_util::task::task_tracker::TaskTrackerToken, StoreError> {
+        let token = self.inner.commands.token();
+        if self.inner.commands.is_closed() { Err(StoreError::Closed) } else { Ok(token) }
+    }
+
+    fn repository<A: Aggregate>(&self) -> Result<&Repository<A>, StoreError> {
+        let kept = self.inner.repositories.get(&TypeId::of::<A>());
+        kept.and_then(|kept| kept.as_any().downcast_ref()).ok_or_else(|| {
+            StoreError::Unfit(format!("aggregate {:?} is not registered: add .aggregate::<…>() to the app", A::TYPE))
+        })
+    }
+
+    fn lock_followers(&self) -> std::sync::MutexGuard<'_, Vec<(&'static str, Handle)>> {
+        self.inner.followers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("App").field(self.store()).finish()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn decode_document<V: View>(key: &Id, text: &str) -> Result<V, StoreError> {
+    serde_json::from_str(text).map_err(|error| {
+        StoreError::Unfit(format!("the document {key:?} of view {} does not decode: {error}", V::NAME))
+    })
+}

@@ -1,0 +1,156 @@
+//! A running server and this process's share in it.
+
+use std::{fmt, path::PathBuf, time::Duration};
+
+use super::{
+    EmbeddedError, Options, binaries, blocking, cluster,
+    connection::Connection,
+    lock::{self, Lock},
+    place::Place,
+};
+
+/// This process's share in a running server. The last share to go stops the server.
+///
+/// [`stop`](Self::stop) says what became of it. Dropping does the same and keeps the outcome to itself; it blocks the
+/// thread until the server has stopped, some tens of milliseconds.
+#[derive(Debug)]
+pub struct Server {
+    connection: Connection,
+    pid: u32,
+    how: How,
+    place: Place,
+    announce: fn(&str),
+    /// Held as long as this process uses the server.
+    users: Option<Lock>,
+}
+
+/// How [`start`](super::start) came by a running server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// The cluster is new.
+    Created,
+    /// The cluster was there; its server was started.
+    Started,
+    /// The server ran already: another process uses it, or one was killed and left it.
+    Joined,
+}
+
+/// What became of the server when this process left it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Nobody else used it: it has stopped, with everything on disk.
+    Stopped,
+    /// Others still use it: it runs on.
+    StillShared,
+}
+
+impl Server {
+    /// The connection string, with the password.
+    pub fn url(&self) -> &str {
+        &self.connection.url
+    }
+
+    /// How this process came by the server.
+    pub fn how(&self) -> How {
+        self.how
+    }
+
+    /// The server's process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Its port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.connection.port
+    }
+
+    /// The server's version: `15.18`.
+    pub fn version(&self) -> &str {
+        &self.connection.version
+    }
+
+    /// The cluster's folder.
+    pub fn cluster(&self) -> PathBuf {
+        self.place.cluster()
+    }
+
+    /// Leaves the server; the last one out stops it, rolling back what is in flight.
+    ///
+    /// # Errors
+    /// [`EmbeddedError::Timeout`] if another process starts or stops it for longer than a minute, or if it does not end.
+    pub async fn stop(mut self) -> Result<Left, EmbeddedError> {
+        blocking(move || self.leave(Duration::from_secs(60))).await
+    }
+
+    pub(crate) fn start(options: &Options) -> Result<Self, EmbeddedError> {
+        let place = Place::prepare(&options.data_dir, options.announce)?;
+        let _start = lock::exclusive(&place.data.join("start.lock"), options.deadline, options.announce)?;
+        let users = lock::shared(&place.data.join("users.lock"))?;
+        let (connection, pid, how) = join_or_launch(&place, options)?;
+        Ok(Self { connection, pid, how, place, announce: options.announce, users: Some(users) })
+    }
+
+    fn leave(&mut self, limit: Duration) -> Result<Left, EmbeddedError> {
+        let Some(users) = self.users.take() else { return Ok(Left::StillShared) };
+        if !self.place.data.exists() {
+            return cluster::stop(&self.place.cluster()).map(|()| Left::Stopped);
+        }
+        let _start = lock::exclusive(&self.place.data.join("start.lock"), limit, self.announce)?;
+        if !users.try_alone() {
+            return Ok(Left::StillShared);
+        }
+        cluster::stop(&self.place.cluster())?;
+        Ok(Left::Stopped)
+    }
+}
+
+/// Under `start.lock`, and with `users.lock` held, so that nobody stops the server in between.
+fn join_or_launch(place: &Place, options: &Options) -> Result<(Connection, u32, How), EmbeddedError> {
+    if let Some((port, pid)) = cluster::running(place, options)? {
+        let Some(connection) = Connection::read(&place.data) else {
+            return Err(EmbeddedError::NoPassword { cluster: place.cluster(), file: place.data.join("pg.json") });
+        };
+        if options.durable && !connection.durable {
+            return Err(EmbeddedError::NotDurable { pid });
+        }
+        return Ok((connection.at(port), pid, How::Joined));
+    }
+
+    let major = cluster::major(&place.cluster());
+    let binaries = binaries::resolve(options, place, major)?;
+    if major.is_none() {
+        cluster::create(place, &binaries, options)?;
+    }
+    let (connection, pid) = cluster::launch(place, &binaries, options)?;
+    Ok((connection, pid, if major.is_none() { How::Created } else { How::Started }))
+}
+
+/// The data folder (as an absolute path) and the cluster's folder, for those who watch over them.
+#[cfg(feature = "testing")]
+pub(crate) fn folders(data_dir: &std::path::Path, announce: fn(&str)) -> Result<(PathBuf, PathBuf), EmbeddedError> {
+    let place = Place::prepare(data_dir, announce)?;
+    let cluster = place.cluster();
+    Ok((place.data, cluster))
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = self.leave(Duration::from_secs(5)) {
+            tracing::warn!(%error, "a private PostgreSQL was not stopped");
+        }
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Connection { version, binaries, port, .. } = &self.connection;
+        let how = match self.how {
+            How::Created => "made and started",
+            How::Started => "started",
+            How::Joined => "already running",
+        };
+        let data = self.place.data.display();
+        write!(f, "PostgreSQL {version} ({binaries}), {how} for {data}, port {port}")
+    }
+}

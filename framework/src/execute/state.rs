@@ -1,0 +1,98 @@
+//! The state of one aggregate: how it is read, and how it moves on.
+
+use sqlx::{PgConnection, Row};
+
+use crate::{
+    Aggregate, Position, Receipt, Recorded, StreamId, Version,
+    error::StoreError,
+    event::contract::Contracts,
+    store::{Store, recorded},
+};
+
+const PAGE: i64 = 1_000;
+
+/// An aggregate as it was after `version` events, the last of them at `position`.
+pub(crate) struct State<A> {
+    pub(crate) aggregate: A,
+    pub(crate) version: Version,
+    pub(crate) position: Position,
+}
+
+impl<A: Aggregate> Default for State<A> {
+    fn default() -> Self {
+        Self { aggregate: A::default(), version: Version::NONE, position: Position::START }
+    }
+}
+
+impl<A: Aggregate> State<A> {
+    /// The answer to a command that adds nothing.
+    pub(crate) fn standing(&self) -> Receipt {
+        Receipt { version: self.version, position: self.position, appended: 0 }
+    }
+
+    /// Applies what was appended to `self` since it was read. From nothing, it starts at the latest snapshot.
+    pub(crate) async fn catch_up(
+        self,
+        store: &Store,
+        conn: &mut PgConnection,
+        contracts: &Contracts,
+        stream: &StreamId,
+    ) -> Result<Self, StoreError> {
+        let snapshots =
+            if self.version == Version::NONE && A::SNAPSHOT_EVERY > 0 { A::SNAPSHOT_VERSION as i32 } else { -1 };
+        match self.read(store, conn, contracts, stream, snapshots).await? {
+            Read::State(state) => Ok(state),
+            Read::BadSnapshot => match Self::default().read(store, conn, contracts, stream, -1).await? {
+                Read::State(state) => Ok(state),
+                Read::BadSnapshot => Err(StoreError::Unfit(format!("{stream}: a snapshot was read unasked"))),
+            },
+        }
+    }
+
+    async fn read(
+        mut self,
+        store: &Store,
+        conn: &mut PgConnection,
+        contracts: &Contracts,
+        stream: &StreamId,
+        snapshots: i32,
+    ) -> Result<Read<A>, StoreError> {
+        let what = "load an aggregate";
+        let mut last_type = None;
+        loop {
+            let rows = sqlx::query(store.inner.sql.load_aggregate.clone())
+                .bind(stream.as_str())
+                .bind(snapshots)
+                .bind(self.version.get())
+                .bind(PAGE)
+                .fetch_all(&mut *conn)
+                .await
+                .map_err(StoreError::on(what))?;
+            for row in &rows {
+                let raw = recorded(row, &mut last_type).map_err(StoreError::on(what))?;
+                let snapshot: Option<&str> = row.try_get(13).map_err(StoreError::on(what))?;
+                if let Some(json) = snapshot {
+                    match serde_json::from_str(json) {
+                        Ok(aggregate) => self.aggregate = aggregate,
+                        Err(error) => {
+                            tracing::warn!(%stream, %error, "a snapshot does not decode and is ignored");
+                            return Ok(Read::BadSnapshot);
+                        }
+                    }
+                } else {
+                    let event: Recorded<A::Event> = contracts.decode(&raw).map_err(Box::new)?;
+                    self.aggregate.apply(&event.event);
+                }
+                (self.version, self.position) = (raw.version, raw.position);
+            }
+            if (rows.len() as i64) < PAGE {
+                return Ok(Read::State(self));
+            }
+        }
+    }
+}
+
+enum Read<A> {
+    State(State<A>),
+    BadSnapshot,
+}

@@ -1,0 +1,81 @@
+//! A projector at work: checkpoint and the user's own SQL, in one transaction.
+
+use std::sync::Arc;
+
+use sqlx::{Connection, PgConnection, SqlStr};
+
+use crate::{
+    InvalidInput, Projector, Recorded,
+    error::StoreError,
+    event::contract::Contracts,
+    sql::StoreName,
+    store::Store,
+    subscription::{Applied, Batch, FollowError, Follower, ReadModel},
+};
+
+/// What creates the schema of `P`.
+pub(crate) fn read_model<P: Projector>(store: &StoreName) -> Result<ReadModel, InvalidInput> {
+    let schema = store.read_model(P::NAME)?;
+    let own = |text| schema.instantiate_model(store, text);
+    let tables = vec![
+        own(include_str!("../sql/create_read_model.sql")),
+        schema.verbatim(P::TABLES),
+        schema.verbatim(P::INDEXES),
+    ];
+    Ok(ReadModel { name: P::NAME, kind: "projector", version: P::VERSION, schema, tables })
+}
+
+/// The follower of a projector.
+pub(crate) struct ProjectorFollower<P> {
+    projector: P,
+    begin: SqlStr,
+    level: SqlStr,
+    search_path: String,
+    contracts: Arc<Contracts>,
+    categories: Vec<String>,
+}
+
+impl<P: Projector> ProjectorFollower<P> {
+    pub(crate) fn new(projector: P, store: &Store, contracts: Arc<Contracts>) -> Result<Self, InvalidInput> {
+        let name = &store.inner.name;
+        let schema = name.read_model(P::NAME)?;
+        let begin = schema.instantiate_model(name, include_str!("../sql/begin_projection.sql"));
+        let categories = contracts.categories_of::<P::Event>().into_iter().map(str::to_owned).collect();
+        let search_path = format!("\"{}\"", schema.as_str());
+        let level = store.inner.sql.begin_read_committed.clone();
+        Ok(Self { projector, begin, level, search_path, contracts, categories })
+    }
+}
+
+impl<P: Projector> Follower for ProjectorFollower<P> {
+    fn name(&self) -> &'static str {
+        P::NAME
+    }
+
+    fn categories(&self) -> &[String] {
+        &self.categories
+    }
+
+    async fn apply(&self, batch: Batch<'_>, conn: &mut PgConnection) -> Result<Applied, FollowError> {
+        let what = |error| FollowError::Store(StoreError::on("move a projector's checkpoint")(error));
+        let decoded = batch.events.iter().map(|raw| self.contracts.decode::<P::Event>(raw));
+        let events: Vec<Recorded<P::Event>> = decoded.collect::<Result<_, _>>().map_err(Box::new)?;
+        let mut tx = conn.begin_with(self.level.clone()).await.map_err(what)?;
+        let moved: bool = sqlx::query_scalar(self.begin.clone())
+            .bind(P::NAME)
+            .bind(batch.from.generation)
+            .bind(batch.from.position.get())
+            .bind(batch.to.get())
+            .bind(&self.search_path)
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(what)?;
+        if !moved {
+            tx.rollback().await.map_err(what)?;
+            return Ok(Applied::Fenced);
+        }
+        self.projector.apply(&events, &mut tx).await.map_err(FollowError::Handler)?;
+        tx.commit().await.map_err(what)?;
+        Ok(Applied::Committed)
+    }
+}

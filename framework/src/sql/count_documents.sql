@@ -1,0 +1,4 @@
+-- Counts a view's documents.
+--
+-- Returns (bigint).
+select count(*) from read_model.documents

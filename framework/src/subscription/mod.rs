@@ -1,0 +1,19 @@
+//! Followers: whatever reads the log in position order and remembers how far it has come.
+//!
+//! ```text
+//! tail (one a process) ─► recent events in memory ─► follower ─► read model and checkpoint, one transaction
+//!                              └─ a follower that is further behind reads for itself until it has caught up
+//! ```
+
+mod checkpoint;
+mod follower;
+mod recent;
+mod tail;
+mod wake_up;
+
+pub use self::follower::{FollowerState, FollowerStatus};
+pub(crate) use self::{
+    checkpoint::ReadModel,
+    follower::{Applied, Batch, FollowError, Follower, Handle},
+    tail::Tail,
+};
