@@ -9,5 +9,7 @@ mod tests;
 
 pub(crate) use customer_spend::CustomerSpend;
 pub(crate) use department_sales::DepartmentSales;
-pub(crate) use open_orders::{OpenOrder, OpenOrderStatus};
-pub(crate) use order_search::{Found, OrderSearch};
+pub(crate) use open_orders::OpenOrder;
+#[cfg(test)]
+pub(crate) use open_orders::OpenOrderStatus;
+pub(crate) use order_search::OrderSearch;
