@@ -9,6 +9,8 @@ mod report;
 mod shop;
 mod signals;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod tour;
 
 use std::{error::Error, path::Path, process::ExitCode};
@@ -27,6 +29,8 @@ use crate::{
 
 /// What [`Command::Import`] answers when something was left out.
 const REJECTED: u8 = 3;
+
+const AGAIN: &str = "what is done is kept, and the same command again completes the import";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -79,15 +83,15 @@ async fn import(shop: &Shop, import: Import, json: bool, stop: &CancellationToke
         Ending::EndsEarly { last_good_line, reason } => {
             eprintln!("the file ends early: {reason}; the last good line is {last_good_line}");
         }
-        Ending::Stopped { line } => {
-            eprintln!("stopped at line {line}; the same command again completes the import");
-        }
+        Ending::Stopped { line } => eprintln!("stopped at line {line}; {AGAIN}"),
+        Ending::Failed { line, error } => eprintln!("error: failed at line {line}: {}; {AGAIN}", with_causes(error)),
     }
     match json {
         true => println!("{}", serde_json::to_string(&summary)?),
         false => println!("{}", summary.text()),
     }
     Ok(match ending {
+        Ending::Failed { .. } => ExitCode::FAILURE,
         Ending::Stopped { .. } => ExitCode::SUCCESS,
         Ending::Complete if summary.orders_rejected == 0 => ExitCode::SUCCESS,
         Ending::Complete | Ending::EndsEarly { .. } => ExitCode::from(REJECTED),

@@ -50,7 +50,11 @@ impl Shop {
     }
 }
 
-async fn start(url: &str) -> Result<App, BoxError> {
+/// Connects to the database at `url` and starts the app on it.
+///
+/// # Errors
+/// The database does not answer, or the store in it is not one that this program can use.
+pub(crate) async fn start(url: &str) -> Result<App, BoxError> {
     let mut config = Config::new(url);
     config.application_name = "example-orders".into();
     let app = Store::connect(config)

@@ -34,8 +34,10 @@ pub(crate) async fn run(shop: &Shop, stop: &CancellationToken) -> Result<(), Box
     println!("1. A thousand real orders of another system become events\n");
     let (summary, ending) = Import::open(Source::of(SAMPLE)?, None)?.run(&shop.app, stop).await?;
     println!("{}\n", summary.text());
-    if matches!(ending, Ending::Stopped { .. }) {
-        return Ok(());
+    match ending {
+        Ending::Stopped { .. } => return Ok(()),
+        Ending::Failed { error, .. } => return Err(error.into()),
+        Ending::Complete | Ending::EndsEarly { .. } => {}
     }
 
     until(stop, show(&shop.app)).await

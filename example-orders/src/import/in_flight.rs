@@ -31,34 +31,19 @@ pub(crate) enum Recorded {
     Refused(Fault),
 }
 
-/// Why an import cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ImportError {
-    /// Running the import again completes it.
-    #[error("the import stopped at line {line}; what it did is kept, and the same command completes it")]
-    Failed {
-        line: u64,
-        #[source]
-        source: StoreError,
-    },
-    /// The disk is full, say.
-    #[error("cannot write the rejections")]
-    Rejections(#[from] io::Error),
-}
-
 /// Takes `entries` and has `record` store their orders, until there are no more or `stop` asks for an end. Orders on
 /// their way are always waited for.
 ///
 /// Orders of the same id are recorded one after the other, as they stand in the file: so the first one wins.
 ///
 /// # Errors
-/// [`ImportError::Failed`] with the first error of `record`.
+/// The rejections cannot be written.
 pub(crate) async fn run(
     mut entries: mpsc::Receiver<Entry>,
     record: impl AsyncFn(OrderId, Purchase) -> Result<Recorded, StoreError>,
     stop: &CancellationToken,
     progress: &mut Progress,
-) -> Result<(Summary, Ending), ImportError> {
+) -> io::Result<(Summary, Ending)> {
     let started = Instant::now();
     let (mut summary, mut ending, mut failure) = (Summary::default(), Ending::Complete, None);
     let (mut on_their_way, mut ids, mut bytes) = (FuturesUnordered::new(), HashSet::new(), 0);
@@ -105,11 +90,11 @@ pub(crate) async fn run(
         }
     }
     summary.took(started.elapsed());
-    match failure {
-        Some(source) => Err(ImportError::Failed { line, source }),
-        None if stop.is_cancelled() => Ok((summary, Ending::Stopped { line })),
-        None => Ok((summary, ending)),
-    }
+    Ok(match failure {
+        Some(error) => (summary, Ending::Failed { line, error }),
+        None if stop.is_cancelled() => (summary, Ending::Stopped { line }),
+        None => (summary, ending),
+    })
 }
 
 /// An order that was on its way, and what became of it.

@@ -15,7 +15,12 @@ mod summary;
 #[cfg(test)]
 mod tests;
 
-use std::{io::Read, panic::resume_unwind, path::Path, thread};
+use std::{
+    io::{self, Read},
+    panic::resume_unwind,
+    path::Path,
+    thread,
+};
 
 use annals::{App, BoxError};
 use tokio::sync::mpsc;
@@ -49,8 +54,8 @@ impl Import {
     /// Records the orders of the file, until it ends or `stop` asks for an end.
     ///
     /// # Errors
-    /// The store fails for longer than a restart takes; running the import again completes it.
-    pub(crate) async fn run(self, app: &App, stop: &CancellationToken) -> Result<(Summary, Ending), BoxError> {
+    /// The rejections cannot be written.
+    pub(crate) async fn run(self, app: &App, stop: &CancellationToken) -> io::Result<(Summary, Ending)> {
         let Self { orders, mut progress } = self;
         let (sender, entries) = mpsc::channel(READ_AHEAD);
         // Not a task: nobody waits for a thread that hangs in a read when the process ends.

@@ -44,12 +44,13 @@ impl Source {
         Self::new(file, total_bytes)
     }
 
-    /// A text that is part of the program.
+    /// A text in memory.
     ///
     /// # Errors
-    /// None that a slice can give.
-    pub(crate) fn of(bytes: &'static [u8]) -> io::Result<Self> {
-        Self::new(bytes, bytes.len() as u64)
+    /// None that memory can give.
+    pub(crate) fn of(text: impl AsRef<[u8]> + Send + 'static) -> io::Result<Self> {
+        let total_bytes = text.as_ref().len() as u64;
+        Self::new(Cursor::new(text), total_bytes)
     }
 
     fn new(stored: impl Read + Send + 'static, total_bytes: u64) -> io::Result<Self> {

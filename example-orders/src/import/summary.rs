@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use annals::StoreError;
 use serde::Serialize;
 
 use super::rejection::Rejection;
@@ -33,8 +34,10 @@ pub(crate) enum Ending {
     Complete,
     /// The file ends too early.
     EndsEarly { last_good_line: u64, reason: String },
-    /// Somebody asked to stop. Everything up to this line is done.
+    /// Somebody asked to stop, at this line. Running the import again completes it.
     Stopped { line: u64 },
+    /// The store has failed for longer than a restart takes. Running the import again completes it.
+    Failed { line: u64, error: StoreError },
 }
 
 impl Summary {
