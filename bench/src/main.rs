@@ -19,7 +19,7 @@ use annals::{
     embedded::{self, Options},
 };
 use clap::Parser;
-use comfy_table::{Table, presets};
+use comfy_table::Table;
 
 use crate::{
     measure::{Case, Comparison},
@@ -99,7 +99,7 @@ async fn main() -> Result<(), BoxError> {
 
 fn print_table(results: &[Comparison]) {
     let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN);
+    table.load_style(comfy_table::presets::ASCII_MARKDOWN);
     table.set_header(["case", "ours /s", "p50 ms", "p99 ms", "limit /s", "p50 ms", "p99 ms", "ratio"]);
     for result in results {
         let (ours, limit) = (result.ours_median(), result.limit_median());

@@ -1,7 +1,5 @@
 //! Postgres comes along: it starts by itself, is shared, recovers, and leaves nothing behind.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::{
     env, fs,
     future::Future,
