@@ -12,7 +12,8 @@ use tokio::{sync::mpsc, time::interval};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    orders::{Entry, FileOrder},
+    group::FileOrder,
+    orders::Entry,
     progress::Progress,
     rejection::{Fault, Rejection},
     summary::{Ending, Summary},

@@ -1,11 +1,13 @@
 //! Orders of an old system, brought over from a file.
 //!
-//! A file goes through `source` (bytes), `records` (CSV), `columns` (rows) and `orders`, on a thread of its own; then many
-//! orders at once through the aggregate.
+//! A file goes through [`source`] (bytes), [`records`] (CSV), [`columns`] (rows) and [`orders`], on a thread of its own;
+//! then many orders at once ([`in_flight`]) through the aggregate ([`past`]).
 
 mod columns;
+mod group;
 mod in_flight;
 mod orders;
+mod past;
 mod progress;
 mod record;
 mod records;
@@ -66,7 +68,7 @@ impl Import {
                 }
             }
         });
-        let record = async |id, purchase| record::record(app, id, purchase, stop).await;
+        let record = async |id, purchase| past::record(app, id, purchase, stop).await;
         let outcome = in_flight::run(entries, record, stop, &mut progress).await;
         progress.finish()?;
         let (summary, ending) = outcome?;

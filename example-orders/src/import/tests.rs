@@ -6,7 +6,8 @@ mod in_flight;
 mod records;
 
 use super::{
-    orders::{Entry, FileOrder, Orders},
+    group::FileOrder,
+    orders::{Entry, Orders},
     rejection::{Fault, Rejection},
 };
 use crate::order::OrderId;

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 
 use proptest::prelude::*;
 
-use crate::import::records::{Record, Records};
+use crate::import::{record::Record, records::Records};
 
 /// Hands its bytes out in pieces of `step` bytes.
 struct Trickle<'a> {
