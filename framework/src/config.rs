@@ -117,6 +117,13 @@ impl Config {
     }
 }
 
+/// Defaults without a URL, for [`Store::with_pool`](crate::Store::with_pool).
+impl Default for Config {
+    fn default() -> Self {
+        Self::new("")
+    }
+}
+
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config").field("store", &self.store).field("limits", &self.limits).finish_non_exhaustive()
