@@ -1,5 +1,7 @@
 //! The program as a person types it: what it prints, and its exit codes.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{
     path::PathBuf,
     process::{Command, Output},
