@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use annals::{
-    App, BoxError, Config, Store,
+    Annals, App, BoxError, Config,
     embedded::{self, Database},
 };
 
@@ -57,7 +57,7 @@ impl Shop {
 pub(crate) async fn start(url: &str) -> Result<App, BoxError> {
     let mut config = Config::new(url);
     config.application_name = "example-orders".into();
-    let app = Store::connect(config)
+    let app = Annals::connect(config)
         .await?
         .app()
         .aggregate::<Order>()

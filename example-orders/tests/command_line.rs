@@ -1,6 +1,6 @@
 //! The program as a person types it: what it prints, and its exit codes.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
     path::PathBuf,

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{records::Record, rejection::Fault};
+use super::{record::Record, rejection::Fault};
 use crate::order::{CustomerId, Line, MAX_ORDER_CENTS, OrderId, Sku, StoreId};
 
 /// The columns that a file must have, in any order; it may have others.
