@@ -16,7 +16,6 @@ use crate::{InvalidInput, PayloadLimits};
 /// assert_eq!(config.store, "annals");
 /// ```
 #[derive(Clone)]
-#[non_exhaustive]
 pub struct Config {
     /// `postgres://user:password@host/database`. Never printed.
     pub url: String,
@@ -64,7 +63,6 @@ pub struct Config {
 
 /// What may be appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Limits {
     /// What one payload may hold.
     pub payload: PayloadLimits,
@@ -114,6 +112,13 @@ impl Config {
             Ok(url) if !url.is_empty() => Ok(Self::new(url)),
             _ => Err(InvalidInput::Other("DATABASE_URL is not set: export DATABASE_URL=postgres://…".into())),
         }
+    }
+}
+
+/// Defaults without a URL, for [`Store::with_pool`](crate::Store::with_pool).
+impl Default for Config {
+    fn default() -> Self {
+        Self::new("")
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod append;
 mod appender;
+mod doctor;
 mod lane;
 mod marker;
 mod migrate;
@@ -18,6 +19,7 @@ use sqlx::{
 
 pub use self::{
     append::{Append, NewEvent},
+    doctor::{Finding, Roles, Severity},
     marker::{Holder, Horizon},
     read::{Page, ReadLog, ReadStream},
 };
