@@ -73,6 +73,8 @@ fn because(error: &Option<String>) -> String {
     error.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
 }
 
+type Make = Box<dyn FnOnce(&Store, &Arc<Contracts>) -> (TypeId, Box<dyn Kept>) + Send>;
+type Check = fn(&Contracts) -> Result<(), ContractError>;
 type Start = Box<dyn FnOnce(Store, Arc<Contracts>) -> Result<Starting, InvalidInput> + Send>;
 type Run = Box<dyn FnOnce(Store, &Tail, CancellationToken) -> Handle + Send>;
 
@@ -87,8 +89,8 @@ struct Starting {
 pub struct Builder {
     store: Store,
     contracts: Contracts,
-    repositories: Vec<Box<dyn FnOnce(&Store, &Arc<Contracts>) -> (TypeId, Box<dyn Kept>) + Send>>,
-    readers: Vec<fn(&Contracts) -> Result<(), ContractError>>,
+    repositories: Vec<Make>,
+    readers: Vec<Check>,
     followers: Vec<(&'static str, Start)>,
     error: Option<StartError>,
 }
@@ -356,12 +358,11 @@ impl App {
     /// # Errors
     /// [`WaitError::Behind`] says how far behind it is after `longest`, and why if it fails.
     pub async fn wait_for(&self, name: &str, position: Position, longest: Duration) -> Result<(), WaitError> {
-        let followers = self.lock_followers();
-        let Some((name, handle)) = followers.iter().find(|(other, _)| *other == name) else {
+        let found =
+            |(known, handle): &(&'static str, Handle)| (*known == name).then(|| (*known, handle.position.clone()));
+        let Some((name, mut seen)) = self.lock_followers().iter().find_map(found) else {
             return Err(WaitError::Unknown { name: name.into() });
         };
-        let (name, mut seen) = (*name, handle.position.clone());
-        drop(followers);
         let reached = timeout(longest, seen.wait_for(|at| *at >= position)).await;
         if matches!(reached, Ok(Ok(_))) {
             return Ok(());

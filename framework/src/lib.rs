@@ -23,6 +23,7 @@ pub use error::{BoxError, ExecuteError, InvalidInput, StoreError, Undecodable};
 pub use event::{ContractError, Event, Metadata, Payload, PayloadLimits, Recorded, Upcast};
 pub use execute::{CommandCounts, Either, Options};
 pub use projector::Projector;
+pub use store::Store as Annals;
 pub use store::{Append, Finding, Holder, Horizon, NewEvent, Page, ReadLog, ReadStream, Roles, Severity, Store};
 pub use stream::{ExpectedVersion, Id, Position, Receipt, StreamId, Version};
 pub use subscription::{FollowerState, FollowerStatus};

@@ -92,6 +92,7 @@ statements! {
     read_stream_forwards,
     read_stream_backwards,
     read_log,
+    read_last_position,
     exists_migrations,
     lock_migrations,
     create_migrations,

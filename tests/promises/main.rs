@@ -1,10 +1,13 @@
 //! Annals keeps its promises: one module a promise, each test a sentence.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 mod app;
 mod append;
 mod append_in;
 mod embedded;
 mod limits;
+mod marker;
 mod migrate;
 mod model;
 mod outcome;

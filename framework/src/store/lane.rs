@@ -34,7 +34,7 @@ pub(crate) enum Appended {
 pub(crate) enum Fault {
     /// Another transaction won a stream or a command id: the same batch sees it when it is sent again.
     Raced,
-    /// Other transactions and this one waited for one another in a circle.
+    /// Another transaction waited for this one, and this one for it. Only the end of this one undoes that.
     Deadlocked,
     /// Another open transaction holds a stream of the batch.
     Held,

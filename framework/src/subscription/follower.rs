@@ -164,7 +164,8 @@ struct Runner<F> {
     stop: CancellationToken,
 }
 
-/// Where a follower is: `committed` stands in the database, `read` may be ahead of it over events of others.
+/// Where a follower is: `committed` stands in the database, `read` may be ahead of it over events of others, and never
+/// over a gap at the log's end.
 struct Place {
     epoch: u64,
     committed: Checkpoint,
@@ -193,11 +194,11 @@ impl<F: Follower> Runner<F> {
                 Err(failure) if failure.events > 1 => {
                     // Which event it is, halving finds out; what comes before it takes effect on the way.
                     limit = failure.events / 2;
-                    place = None;
+                    self.forget(&mut place);
                 }
                 Err(failure) => {
                     attempts += 1;
-                    place = None;
+                    self.forget(&mut place);
                     self.wait_after(failure, attempts).await;
                 }
             }
@@ -212,15 +213,25 @@ impl<F: Follower> Runner<F> {
     async fn step(&mut self, place: &mut Option<Place>, limit: &mut usize) -> Result<(), Failure> {
         let frontier = *self.frontier.borrow_and_update();
         let at = match place {
-            Some(at) if at.epoch == frontier.epoch => at,
+            Some(at) if frontier.connected && at.epoch == frontier.epoch => at,
             _ => {
+                self.forget(place);
+                if !frontier.connected {
+                    tokio::select! {
+                        _ = self.frontier.changed() => {}
+                        () = self.stop.cancelled() => {}
+                    }
+                    return Ok(());
+                }
                 let committed = Checkpoint::read(&self.store, self.follower.name()).await?;
                 self.position.send_replace(committed.position);
                 let (epoch, read) = (frontier.epoch, committed.position);
                 place.insert(Place { epoch, committed, read, saved_at: Instant::now() })
             }
         };
-        if frontier.safe <= at.read {
+        if frontier.last <= at.read {
+            // Up to the safe position there are gaps only, in which nothing can take effect any more.
+            self.position.send_replace(at.read.max(frontier.safe));
             if at.read > at.committed.position && at.saved_at.elapsed() >= SAVE_EVERY && self.save(at).await {
                 at.committed.position = at.read;
                 at.saved_at = Instant::now();
@@ -232,7 +243,7 @@ impl<F: Follower> Runner<F> {
             }
             return Ok(());
         }
-        let (events, to) = self.next_events(at.read, frontier.safe, *limit).await?;
+        let (events, to) = self.next_events(at.read, frontier.last, *limit).await?;
         if events.is_empty() {
             at.read = to;
             self.position.send_replace(to);
@@ -247,30 +258,37 @@ impl<F: Follower> Runner<F> {
             }
             Applied::Fenced => {
                 tracing::debug!(follower = self.follower.name(), "another process moved the checkpoint");
-                *place = None;
+                self.forget(place);
             }
         }
         Ok(())
+    }
+
+    /// Goes back to what is committed; what was shown beyond it may not last.
+    fn forget(&self, place: &mut Option<Place>) {
+        if let Some(place) = place.take() {
+            self.position.send_replace(place.committed.position);
+        }
     }
 
     /// Up to `limit` wanted events behind `after`, and the position up to which the log was looked through for them.
     async fn next_events(
         &self,
         after: Position,
-        safe: Position,
+        last: Position,
         limit: usize,
     ) -> Result<(Vec<Arc<Recorded<Payload>>>, Position), StoreError> {
         let categories = self.follower.categories();
         if let Some(mut events) = self.recent.after(after, limit) {
-            // The window may have grown past `safe` meanwhile: what it holds is final.
-            let to = if events.len() == limit { events.last().map(|last| last.position) } else { None };
-            let to = to.unwrap_or_else(|| events.last().map_or(safe, |last| last.position.max(safe)));
+            // The window may have grown past `last` meanwhile: what it holds is final.
+            let to = if events.len() == limit { events.last().map(|event| event.position) } else { None };
+            let to = to.unwrap_or_else(|| events.last().map_or(last, |event| event.position.max(last)));
             events.retain(|event| categories.iter().any(|category| category == event.stream.category()));
             return Ok((events, to));
         }
         let read = ReadLog { after, categories: categories.to_vec(), ..ReadLog::default() };
-        let page = self.store.read_final(&read, safe, limit).await?;
-        Ok((page.events.into_iter().map(Arc::new).collect(), page.next.unwrap_or(safe)))
+        let page = self.store.read_final(&read, last, limit).await?;
+        Ok((page.events.into_iter().map(Arc::new).collect(), page.next.unwrap_or(last)))
     }
 
     async fn apply(
