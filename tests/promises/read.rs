@@ -50,9 +50,9 @@ async fn a_stream_is_read_forwards_and_backwards_between_any_bounds() {
         assert_eq!(read(&store, from(20, 80), limit).await, numbers(21..=80));
         assert_eq!(read(&store, ReadStream { backwards: true, ..from(20, 80) }, limit).await, reversed(21..=80));
     }
-    assert_eq!(read(&store, from(100, 200), 10).await, []);
-    assert_eq!(read(&store, from(50, 50), 10).await, []);
-    assert_eq!(read(&store, from(0, 0), 10).await, []);
+    assert!(read(&store, from(100, 200), 10).await.is_empty());
+    assert!(read(&store, from(50, 50), 10).await.is_empty());
+    assert!(read(&store, from(0, 0), 10).await.is_empty());
     assert_eq!(read(&store, ReadStream { backwards: true, ..from(99, 100) }, 1).await, [100]);
 }
 
