@@ -3,7 +3,9 @@
 -- Runs in one transaction, in a schema that the migrator has made with its own two tables. `annals.` stands for that schema.
 
 -- CACHE 1 and no cycle: the in-flight marker (framework/src/store/marker.rs) relies on both.
-create sequence annals.positions as bigint cache 1 no cycle;
+-- It begins with a last value, so that the marker has something to read from the first append on.
+create sequence annals.positions as bigint minvalue 0 start 1 cache 1 no cycle;
+select pg_catalog.setval('annals.positions', 0);
 
 -- `json`, not `jsonb`: what is read back is byte for byte what was appended.
 create table annals.events (
@@ -38,7 +40,8 @@ declare
   bound bigint;
 begin
   if pg_catalog.current_setting('annals.marker', true) is distinct from transaction then
-    bound := coalesce(pg_catalog.pg_sequence_last_value('annals.positions'), 0);
+    -- Without a last value, which is how `setval(.., false)` leaves it, a number that is drawn and left out is a bound.
+    bound := coalesce(pg_catalog.pg_sequence_last_value('annals.positions'), pg_catalog.nextval('annals.positions'));
     perform pg_catalog.pg_advisory_xact_lock_shared(tg_relid::bigint::bit(32)::integer, bound::bit(32)::integer);
     perform pg_catalog.set_config('annals.marker', transaction, true);
   end if;

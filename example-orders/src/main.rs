@@ -1,3 +1,110 @@
-//! example-orders.
+//! An order service on Annals: run it without a command for a tour.
 
-fn main() {}
+mod cli;
+mod figures;
+mod import;
+mod order;
+mod read_models;
+mod report;
+mod shop;
+mod signals;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod tour;
+
+use std::{error::Error, path::Path, process::ExitCode};
+
+use annals::BoxError;
+use clap::Parser;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cli::{Cli, Command},
+    import::{Ending, Import, Source},
+    report::Totals,
+    shop::Shop,
+    signals::until,
+};
+
+/// What [`Command::Import`] answers when something was left out.
+const REJECTED: u8 = 3;
+
+const AGAIN: &str = "what is done is kept, and the same command again completes the import";
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Cli::parse()).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {}", with_causes(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
+    let stop = signals::stop()?;
+    let data_dir = &cli.data_dir;
+    match cli.command {
+        None => in_shop(data_dir, async |shop| tour::run(shop, &stop).await).await?,
+        Some(Command::Report { json }) => {
+            in_shop(data_dir, async |shop| until(&stop, report(shop, json)).await).await?
+        }
+        Some(Command::Import { file, json, rejections }) => {
+            let source = Source::open(&file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+            let import = Import::open(source, rejections.as_deref())?;
+            return in_shop(data_dir, async |shop| self::import(shop, import, json, &stop).await).await;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Opens the shop for `work`, and closes it in good order whatever comes of it.
+async fn in_shop<T>(data_dir: &Path, work: impl AsyncFnOnce(&Shop) -> Result<T, BoxError>) -> Result<T, BoxError> {
+    let shop = Shop::open(data_dir).await?;
+    let outcome = work(&shop).await;
+    shop.close().await?;
+    outcome
+}
+
+async fn report(shop: &Shop, json: bool) -> Result<(), BoxError> {
+    if !json {
+        return report::print(&shop.app).await;
+    }
+    println!("{}", serde_json::to_string(&Totals::read(&shop.app).await?)?);
+    Ok(())
+}
+
+async fn import(shop: &Shop, import: Import, json: bool, stop: &CancellationToken) -> Result<ExitCode, BoxError> {
+    let (summary, ending) = import.run(&shop.app, stop).await?;
+    match &ending {
+        Ending::Complete => {}
+        Ending::EndsEarly { last_good_line, reason } => {
+            eprintln!("the file ends early: {reason}; the last good line is {last_good_line}");
+        }
+        Ending::Stopped { line } => eprintln!("stopped at line {line}; {AGAIN}"),
+        Ending::Failed { line, error } => eprintln!("error: failed at line {line}: {}; {AGAIN}", with_causes(error)),
+    }
+    match json {
+        true => println!("{}", serde_json::to_string(&summary)?),
+        false => println!("{}", summary.text()),
+    }
+    Ok(match ending {
+        Ending::Failed { .. } => ExitCode::FAILURE,
+        Ending::Stopped { .. } => ExitCode::SUCCESS,
+        Ending::Complete if summary.orders_rejected == 0 => ExitCode::SUCCESS,
+        Ending::Complete | Ending::EndsEarly { .. } => ExitCode::from(REJECTED),
+    })
+}
+
+/// An error and what led to it, in one line.
+fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -73,7 +73,7 @@ fn because(error: &Option<String>) -> String {
     error.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
 }
 
-type Keep = Box<dyn FnOnce(&Store, &Arc<Contracts>) -> (TypeId, Box<dyn Kept>) + Send>;
+type Make = Box<dyn FnOnce(&Store, &Arc<Contracts>) -> (TypeId, Box<dyn Kept>) + Send>;
 type Check = fn(&Contracts) -> Result<(), ContractError>;
 type Start = Box<dyn FnOnce(Store, Arc<Contracts>) -> Result<Starting, InvalidInput> + Send>;
 type Run = Box<dyn FnOnce(Store, &Tail, CancellationToken) -> Handle + Send>;
@@ -89,7 +89,7 @@ struct Starting {
 pub struct Builder {
     store: Store,
     contracts: Contracts,
-    repositories: Vec<Keep>,
+    repositories: Vec<Make>,
     readers: Vec<Check>,
     followers: Vec<(&'static str, Start)>,
     error: Option<StartError>,
@@ -362,12 +362,11 @@ impl App {
     /// # Errors
     /// [`WaitError::Behind`] says how far behind it is after `longest`, and why if it fails.
     pub async fn wait_for(&self, name: &str, position: Position, longest: Duration) -> Result<(), WaitError> {
-        let found = {
-            let followers = self.lock_followers();
-            let found = followers.iter().find(|(other, _)| *other == name);
-            found.map(|(name, handle)| (*name, handle.position.clone()))
+        let found =
+            |(known, handle): &(&'static str, Handle)| (*known == name).then(|| (*known, handle.position.clone()));
+        let Some((name, mut seen)) = self.lock_followers().iter().find_map(found) else {
+            return Err(WaitError::Unknown { name: name.into() });
         };
-        let Some((name, mut seen)) = found else { return Err(WaitError::Unknown { name: name.into() }) };
         let begun = Instant::now();
         if let Ok(Ok(_)) = timeout(longest, seen.wait_for(|at| *at >= position)).await {
             return Ok(());

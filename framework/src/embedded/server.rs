@@ -7,6 +7,7 @@ use super::{
     connection::Connection,
     lock::{self, Lock},
     place::Place,
+    postmaster,
 };
 
 /// This process's share in a running server. The last share to go stops the server.
@@ -94,20 +95,20 @@ impl Server {
     fn leave(&mut self, limit: Duration) -> Result<Left, EmbeddedError> {
         let Some(users) = self.users.take() else { return Ok(Left::StillShared) };
         if !self.place.data.exists() {
-            return cluster::stop(&self.place.cluster()).map(|()| Left::Stopped);
+            return postmaster::stop(&self.place.cluster()).map(|()| Left::Stopped);
         }
         let _start = lock::exclusive(&self.place.data.join("start.lock"), limit, self.announce)?;
         if !users.try_alone() {
             return Ok(Left::StillShared);
         }
-        cluster::stop(&self.place.cluster())?;
+        postmaster::stop(&self.place.cluster())?;
         Ok(Left::Stopped)
     }
 }
 
 /// Under `start.lock`, and with `users.lock` held, so that nobody stops the server in between.
 fn join_or_launch(place: &Place, options: &Options) -> Result<(Connection, u32, How), EmbeddedError> {
-    if let Some((port, pid)) = cluster::running(place, options)? {
+    if let Some((port, pid)) = postmaster::running(place, options)? {
         let Some(connection) = Connection::read(&place.data) else {
             return Err(EmbeddedError::NoPassword { cluster: place.cluster(), file: place.data.join("pg.json") });
         };

@@ -208,7 +208,7 @@ impl<A: Aggregate> Repository<A> {
     ) -> Result<Answer<Receipt>, ExecuteError<A::Error>> {
         let record = record(&order.metadata, &self.store, &[(stream, command)])?;
         // Before the first look: a rejection is as good as the snapshot that it was decided on.
-        self.store.enter(conn).await?;
+        self.store.check_snapshot(conn).await?;
         let mut state = State::<A>::default();
         for attempt in 0.. {
             let loading = state.catch_up(&self.store, conn, &self.contracts, stream);

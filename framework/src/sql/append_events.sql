@@ -22,7 +22,8 @@
 --
 -- Returns one row an element of $1, in order: (head bigint, position bigint, known boolean).
 -- `head` is the stream's version before; an append is refused if one of its heads is not as expected, or if its command
--- id is `known`. `position` is that of the last event appended here; null if there is none.
+-- id is `known`. `position` is that of the last event appended here; where none was to be appended, that of the stream's last
+-- event; null if there is none.
 with entry as materialized (
   select e.*,
     coalesce((select v.version from annals.events v where v.stream = e.stream order by v.version desc limit 1), 0) as head,
@@ -61,6 +62,10 @@ recorded as (
   from entry
   where entry.records and entry.append not in (select append from refused)
 )
-select entry.head, last_position.position, entry.known
+select entry.head,
+  case when entry.appended > 0 then last_position.position
+       else (select v.position from annals.events v where v.stream = entry.stream order by v.version desc limit 1) end
+    as position,
+  entry.known
 from entry left join last_position using (stream)
 order by entry.nth

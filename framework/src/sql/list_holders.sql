@@ -12,10 +12,13 @@ marker as materialized (
     and l.database = (select d.oid from pg_database d where d.datname = current_database())
 )
 select m.position, m.pid,
-  coalesce(a.application_name, (select 'prepared transaction ' || p.gid), '') as application,
+  coalesce(a.application_name, 'prepared transaction ' || p.gid, '') as application,
   coalesce(extract(epoch from clock_timestamp() - coalesce(a.xact_start, p.prepared)), 0)::double precision as age_s,
   coalesce(a.state, 'prepared') as state, coalesce(a.query, '') as query
 from marker m
 left join pg_stat_activity a on a.pid = m.pid
-left join pg_prepared_xacts p on m.pid is null and m.virtualtransaction = '-1/' || p.transaction::text
+-- A prepared transaction has no process; what leads from its marker to its name is the lock on its own number.
+left join pg_locks own on m.pid is null and own.pid is null and own.locktype = 'transactionid'
+  and own.virtualtransaction = m.virtualtransaction
+left join pg_prepared_xacts p on p.transaction = own.transactionid
 order by m.position, m.pid

@@ -1,6 +1,6 @@
--- Reads the position of the last event at or below a position.
+-- Reads the last position at which an event stands. A later statement than that of the safe position.
 --
---   $1 up_to  bigint
+--   $1 up_to  bigint  inclusive; never above the safe position
 --
--- Returns (bigint); null if there is none.
-select max(position) from annals.events where position <= $1
+-- Returns (bigint); 0 if there is none.
+select coalesce((select e.position from annals.events e where e.position <= $1 order by e.position desc limit 1), 0)

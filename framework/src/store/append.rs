@@ -1,6 +1,9 @@
 //! What can be appended, and the two ways to do it: in the appender's transaction or in the caller's own.
 
-use std::{borrow::Cow, time::Duration};
+use std::{
+    borrow::Cow,
+    time::{Duration, Instant},
+};
 
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
@@ -84,6 +87,10 @@ impl Work {
         if events > limits.events {
             return Err(InvalidInput::TooManyEvents { stream: first.stream.clone(), events, limit: limits.events });
         }
+        let bytes = appends.iter().flat_map(|append| &append.events).map(|event| event.payload.as_str().len()).sum();
+        if bytes > limits.bytes {
+            return Err(InvalidInput::AppendTooLarge { stream: first.stream.clone(), bytes, limit: limits.bytes });
+        }
         for (nth, append) in appends.iter().enumerate() {
             if appends[..nth].iter().any(|other| other.stream == append.stream) {
                 let stream = &append.stream;
@@ -105,6 +112,11 @@ impl Work {
         metadata.correlation_id =
             Some(metadata.correlation_id.or(first_event.map(|event| event.event_id)).unwrap_or_else(Uuid::now_v7));
         Ok(Self { appends, metadata, record })
+    }
+
+    /// How many events there are, over all streams.
+    pub(crate) fn events(&self) -> usize {
+        self.appends.iter().map(|append| append.events.len()).sum()
     }
 
     /// The ids of the events, to look for when the outcome is unknown.
@@ -136,6 +148,8 @@ fn check_event(event: &NewEvent, limits: &Limits) -> Result<(), InvalidInput> {
     }
     check_json(name, event.payload.as_str(), &limits.payload)
 }
+
+const APPEND_IN: &str = "append inside the caller's transaction";
 
 impl Store {
     /// Appends `events` to the end of `stream`, all of them or none.
@@ -179,7 +193,8 @@ impl Store {
     /// `conn` must be inside a transaction at READ COMMITTED. Until that transaction ends, **every reader waits** at the
     /// position where it began to append: end it soon. It is given [`Config::transaction_deadline`] of idle time, after
     /// which Postgres ends it; a stream that another transaction holds is waited for as long. On an error the
-    /// transaction stands as it was before the call.
+    /// transaction stands as it was before the call; after [`StoreError::Timeout`] and [`StoreError::Unavailable`], roll it
+    /// back.
     ///
     /// [`Config::transaction_deadline`]: crate::Config::transaction_deadline
     ///
@@ -193,63 +208,87 @@ impl Store {
     ) -> Result<Vec<Receipt>, StoreError> {
         check_events(&appends, &self.inner.config.limits)?;
         let work = Work::new(appends, metadata, None, &self.inner.config.limits)?;
-        self.enter(conn).await?;
         match self.write_in(conn, work).await? {
             Appended::Written(receipts) => Ok(receipts),
             Appended::Repeated => Err(StoreError::Unfit("an append without a command id met one".into())),
         }
     }
 
-    /// Bounds the caller's transaction, and refuses one that may see the past.
-    pub(crate) async fn enter(&self, conn: &mut PgConnection) -> Result<(), StoreError> {
-        let what = "enter the caller's transaction";
-        let milliseconds = self.inner.config.transaction_deadline.as_millis().to_string();
-        let entering = sqlx::query(self.inner.sql.prepare_append_in.clone()).bind(milliseconds).fetch_one(conn);
-        let row =
-            within(self.inner.config.transaction_deadline, what, entering).await?.map_err(StoreError::on(what))?;
-        let isolation: String = row.try_get(0).map_err(StoreError::on(what))?;
-        if isolation == "read committed" {
-            return Ok(());
-        }
-        Err(InvalidInput::Other(format!(
-            "append_in needs a transaction at READ COMMITTED, this one is {isolation}: its snapshot may be older than \
-             the stream"
-        ))
-        .into())
+    /// Refuses a transaction that may see the past: what is decided in it may be wrong.
+    pub(crate) async fn check_snapshot(&self, conn: &mut PgConnection) -> Result<(), StoreError> {
+        let what = "check the caller's transaction";
+        let asking = sqlx::query_scalar(self.inner.sql.check_snapshot.clone()).fetch_one(conn);
+        let isolation: Result<String, _> = within(self.inner.config.read_deadline, what, asking).await?;
+        check_isolation(&isolation.map_err(StoreError::on(what))?)
     }
 
     pub(crate) async fn write_in(&self, conn: &mut PgConnection, work: Work) -> Result<Appended, StoreError> {
-        let deadline = self.inner.config.transaction_deadline + Duration::from_secs(1);
-        within(deadline, "append inside the caller's transaction", self.write_under_savepoint(conn, work)).await?
+        let limit = self.inner.config.transaction_deadline;
+        let begun = Instant::now();
+        let writing = async {
+            while begun.elapsed() < limit {
+                if let Some(appended) = self.write_under_savepoint(conn, &work).await? {
+                    return Ok(appended);
+                }
+            }
+            Err(Fault::Raced.into_error(APPEND_IN))
+        };
+        within(limit + Duration::from_secs(1), APPEND_IN, writing).await?
     }
 
-    async fn write_under_savepoint(&self, conn: &mut PgConnection, work: Work) -> Result<Appended, StoreError> {
-        let what = "append inside the caller's transaction";
+    /// Sends `work` under a savepoint, so that an error leaves nothing behind, neither rows nor settings nor the marker.
+    ///
+    /// Returns none if another transaction was faster: it has committed, so the next statement sees where the stream is.
+    async fn write_under_savepoint(
+        &self,
+        conn: &mut PgConnection,
+        work: &Work,
+    ) -> Result<Option<Appended>, StoreError> {
         let sql = &self.inner.sql;
         let savepoint = sqlx::raw_sql(sql.savepoint_append_in.clone()).execute(&mut *conn).await;
-        savepoint.map_err(|error| match StoreError::on(what)(error) {
-            StoreError::Refused { source: sqlx::Error::Database(error), .. }
-                if error.code().as_deref() == Some("25P01") =>
-            {
+        savepoint.map_err(|error| match error.as_database_error().and_then(|error| error.code()).as_deref() {
+            Some("25P01") => {
                 InvalidInput::Other("append_in needs a transaction: call it between BEGIN and COMMIT".into()).into()
             }
-            error => error,
+            _ => StoreError::on(APPEND_IN)(error),
         })?;
-        let batch = Batch::new([&work]);
-        let result = batch.send(conn, sql).await;
-        let end = if result.is_ok() { &sql.release_append_in } else { &sql.rollback_append_in };
-        match result {
-            Err(Fault::Lost(source)) => return Err(StoreError::Unavailable { what, source }),
-            _ => sqlx::raw_sql(end.clone()).execute(&mut *conn).await.map_err(StoreError::on(what))?,
-        };
-        match result {
-            Ok(rows) => batch.outcomes(&rows).remove(0),
-            Err(Fault::Raced) => {
-                // The winner has committed: a new statement sees it, and says where the stream is.
-                let rows = batch.send(conn, sql).await.map_err(|fault| fault.into_error(what))?;
-                batch.outcomes(&rows).remove(0)
+        let result = match self.prepare_append_in(conn).await {
+            Err(error) => Err(error),
+            Ok(()) => {
+                let batch = Batch::new([work]);
+                match batch.send(conn, sql).await {
+                    Ok(rows) => batch.outcomes(&rows).remove(0).map(Some),
+                    Err(Fault::Raced) => Ok(None),
+                    Err(fault @ Fault::Lost(_)) => return Err(fault.into_error(APPEND_IN)),
+                    Err(fault) => Err(fault.into_error(APPEND_IN)),
+                }
             }
-            Err(fault) => Err(fault.into_error(what)),
-        }
+        };
+        let written = matches!(result, Ok(Some(Appended::Written(_))));
+        let end = if written { &sql.release_append_in } else { &sql.rollback_append_in };
+        sqlx::raw_sql(end.clone()).execute(conn).await.map_err(StoreError::on(APPEND_IN))?;
+        result
     }
+
+    /// Settles what an append needs of the caller's transaction, or says why it does not fit.
+    async fn prepare_append_in(&self, conn: &mut PgConnection) -> Result<(), StoreError> {
+        let isolation: String = sqlx::query(self.inner.sql.prepare_append_in.clone())
+            .bind(self.inner.config.transaction_deadline.as_millis().to_string())
+            .fetch_one(conn)
+            .await
+            .and_then(|row| row.try_get(0))
+            .map_err(StoreError::on(APPEND_IN))?;
+        check_isolation(&isolation)
+    }
+}
+
+fn check_isolation(isolation: &str) -> Result<(), StoreError> {
+    if isolation == "read committed" {
+        return Ok(());
+    }
+    Err(InvalidInput::Other(format!(
+        "append_in needs a transaction at READ COMMITTED, this one is {isolation}: its snapshot may be older than the \
+         stream"
+    ))
+    .into())
 }

@@ -9,7 +9,7 @@
 //! Two appends to one stream are never in flight together, so that a process never races with itself.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, Weak,
         atomic::{AtomicU8, Ordering},
@@ -19,7 +19,7 @@ use std::{
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
-    task::JoinSet,
+    task::{self, JoinSet},
     time::{Instant, sleep, timeout},
 };
 
@@ -29,7 +29,7 @@ use crate::{
     store::{
         Inner,
         append::Work,
-        lane::{Appended, Backend, Batch, Fault, Line},
+        lane::{Appended, Backend, Batch, Fault, Line, statement_deadline},
         outcome::{Settled, settle},
     },
 };
@@ -70,6 +70,8 @@ pub(crate) struct Appender {
     places: Arc<Semaphore>,
     size: usize,
     closing: watch::Sender<bool>,
+    /// Closed when the dispatcher has ended.
+    ended: watch::Receiver<()>,
     /// Rings after every commit, for the tail.
     pub(crate) appended: watch::Sender<()>,
 }
@@ -80,17 +82,21 @@ impl Appender {
         let size = config.append_queue.clamp(1, Semaphore::MAX_PERMITS);
         let closing = watch::Sender::new(false);
         let appended = watch::Sender::new(());
+        let (ends, ended) = watch::channel(());
         let dispatcher = Dispatcher {
             inner,
             waiting: VecDeque::new(),
             busy: HashSet::new(),
+            held: HashSet::new(),
             lanes: (0..config.append_lanes.max(1)).map(|_| Lane { line: None }).collect(),
             held_lanes: config.held_lanes.max(1),
             running: JoinSet::new(),
+            tasks: HashMap::new(),
             appended: appended.clone(),
+            _ends: ends,
         };
         tokio::spawn(dispatcher.run(requests, closing.subscribe()));
-        Self { queue, places: Arc::new(Semaphore::new(size)), size, closing, appended }
+        Self { queue, places: Arc::new(Semaphore::new(size)), size, closing, ended, appended }
     }
 
     /// Hands `work` to the dispatcher and waits for its end, at most for `limit`.
@@ -120,26 +126,39 @@ impl Appender {
     /// Takes no more, and returns when what waits is written.
     pub(crate) async fn close(&self) {
         self.closing.send_replace(true);
-        self.queue.closed().await;
+        // Nothing is ever sent: what comes is the sender's end.
+        let _ = self.ended.clone().changed().await;
     }
 }
 
 struct Dispatcher {
     inner: Weak<Inner>,
     waiting: VecDeque<Request>,
+    /// Streams of appends that are under way.
     busy: HashSet<StreamId>,
+    /// Those of them that another transaction holds.
+    held: HashSet<StreamId>,
     lanes: Vec<Lane>,
     held_lanes: usize,
     running: JoinSet<Finished>,
+    tasks: HashMap<task::Id, Task>,
     appended: watch::Sender<()>,
+    /// Dropped with the dispatcher.
+    _ends: watch::Sender<()>,
+}
+
+/// What a running task must give back, even if it panics.
+struct Task {
+    streams: Vec<StreamId>,
+    in_lane: bool,
 }
 
 /// What a task of the dispatcher gives back.
 enum Finished {
     /// A batch is through; `held` are the appends whose streams another transaction holds.
-    Batch { lane: Lane, streams: Vec<StreamId>, held: Vec<Request> },
+    Batch { lane: Lane, held: Vec<Request> },
     /// An append that had a lane of its own is through.
-    Held { streams: Vec<StreamId> },
+    Held,
 }
 
 impl Dispatcher {
@@ -158,23 +177,7 @@ impl Dispatcher {
             }
             tokio::select! {
                 biased;
-                Some(finished) = self.running.join_next() => match finished {
-                    Ok(Finished::Batch { lane, streams, held: more }) => {
-                        self.lanes.push(lane);
-                        self.release(streams, &more);
-                        held.extend(more);
-                    }
-                    Ok(Finished::Held { streams }) => {
-                        self.held_lanes += 1;
-                        self.release(streams, &[]);
-                    }
-                    // A lane's task does not panic; if it did, its callers learn it from their dropped answers.
-                    Err(error) => {
-                        tracing::error!(%error, "a lane of the appender died; a new one takes its place");
-                        self.lanes.push(Lane { line: None });
-                        self.busy.clear();
-                    }
-                },
+                Some(finished) = self.running.join_next_with_id() => held.extend(self.finish(finished)),
                 request = requests.recv(), if open => match request {
                     Some(request) => {
                         self.waiting.push_back(request);
@@ -195,30 +198,57 @@ impl Dispatcher {
         }
     }
 
-    fn release(&mut self, streams: Vec<StreamId>, still_held: &[Request]) {
-        for stream in streams {
-            if !still_held.iter().any(|request| request.streams().any(|other| *other == stream)) {
-                self.busy.remove(&stream);
+    /// Takes back what a task had, and returns the appends whose streams another transaction holds.
+    fn finish(&mut self, finished: Result<(task::Id, Finished), task::JoinError>) -> Vec<Request> {
+        let (id, finished) = match finished {
+            Ok((id, finished)) => (id, Some(finished)),
+            // A task does not panic; if it did, its callers learn it from their dropped answers.
+            Err(error) => {
+                tracing::error!(%error, "a lane of the appender died; a new one takes its place");
+                (error.id(), None)
             }
+        };
+        let Some(task) = self.tasks.remove(&id) else { return vec![] };
+        for stream in &task.streams {
+            self.busy.remove(stream);
+            self.held.remove(stream);
         }
+        let (lane, held) = match finished {
+            Some(Finished::Batch { lane, held }) => (Some(lane), held),
+            Some(Finished::Held) => (None, vec![]),
+            None => (task.in_lane.then_some(Lane { line: None }), vec![]),
+        };
+        match lane {
+            Some(lane) => self.lanes.push(lane),
+            None => self.held_lanes += 1,
+        }
+        for stream in held.iter().flat_map(Request::streams) {
+            self.busy.insert(stream.clone());
+            self.held.insert(stream.clone());
+        }
+        held
     }
 
     /// Gives every free lane a batch, as long as there is something to write.
     fn dispatch(&mut self) {
+        let Some(inner) = self.inner.upgrade() else {
+            // The store is gone, and with it whoever could hear an answer.
+            return self.waiting.clear();
+        };
         while !self.waiting.is_empty()
             && let Some(lane) = self.lanes.pop()
         {
             let batch = self.next_batch();
-            let Some(inner) = self.inner.upgrade().filter(|_| !batch.is_empty()) else {
-                self.lanes.push(lane);
-                return;
-            };
+            if batch.is_empty() {
+                return self.lanes.push(lane);
+            }
             let streams = batch.iter().flat_map(Request::streams).cloned().collect();
-            let appended = self.appended.clone();
-            self.running.spawn(async move {
+            let (inner, appended) = (inner.clone(), self.appended.clone());
+            let running = self.running.spawn(async move {
                 let (lane, held) = lane.write(&inner, batch, &appended).await;
-                Finished::Batch { lane, streams, held }
+                Finished::Batch { lane, held }
             });
+            self.tasks.insert(running.id(), Task { streams, in_lane: true });
         }
     }
 
@@ -226,25 +256,33 @@ impl Dispatcher {
         let Some(inner) = self.inner.upgrade() else { return };
         self.held_lanes -= 1;
         let (streams, appended) = (request.streams().cloned().collect(), self.appended.clone());
-        self.running.spawn(async move {
+        let running = self.running.spawn(async move {
             write_held(&inner, request, &appended).await;
-            Finished::Held { streams }
+            Finished::Held
         });
+        self.tasks.insert(running.id(), Task { streams, in_lane: false });
     }
 
-    /// Takes from the queue, in order, what one statement may carry: no stream twice, none that is in flight.
+    /// Takes from the queue, in order, what one statement may carry: no stream twice, none that is under way.
+    ///
+    /// Appends to one stream keep their order: an append to several streams that has to wait for one of them lets nobody
+    /// overtake it in the others, or among busy streams its turn would never come. Only behind a stream that another
+    /// transaction holds does nobody queue who wants none of it.
     fn next_batch(&mut self) -> Vec<Request> {
-        let (mut batch, mut later) = (Vec::new(), VecDeque::new());
+        let (mut batch, mut later, mut reserved) = (Vec::new(), VecDeque::new(), HashSet::new());
         let (mut events, mut bytes) = (0, 0);
         while let Some(request) = self.waiting.pop_front() {
             if request.state.load(Ordering::Acquire) == GIVEN_UP {
                 continue;
             }
-            if request.streams().any(|stream| self.busy.contains(stream)) {
+            if request.streams().any(|stream| self.busy.contains(stream) || reserved.contains(stream)) {
+                if !request.streams().any(|stream| self.held.contains(stream)) {
+                    reserved.extend(request.streams().cloned());
+                }
                 later.push_back(request);
                 continue;
             }
-            events += request.work.event_ids().len();
+            events += request.work.events();
             bytes += request.work.bytes();
             if !batch.is_empty() && (batch.len() >= BATCH_APPENDS || events > BATCH_EVENTS || bytes > BATCH_BYTES) {
                 self.waiting.push_front(request);
@@ -268,15 +306,23 @@ impl Lane {
     /// Writes `batch` and answers every caller, but those whose streams another transaction holds: these come back.
     async fn write(mut self, inner: &Inner, batch: Vec<Request>, appended: &watch::Sender<()>) -> (Self, Vec<Request>) {
         let mut held = Vec::new();
-        let mut parts = vec![batch];
-        while let Some(part) = parts.pop() {
-            match send(&mut self.line, inner, part, inner.config.lock_deadline).await {
+        let mut parts = vec![(batch, false)];
+        while let Some((part, raced)) = parts.pop() {
+            match send(&mut self.line, inner, part, || inner.config.lock_deadline).await {
                 Sent::Answered => appended.send_replace(()),
-                Sent::Again(part) => parts.push(part),
+                Sent::Again(part) => parts.push((part, raced)),
+                // Whoever won has committed, so the same statement mostly gets through. If it does not, somebody writes
+                // to the same streams all the time: the smaller the part, the fewer wait for that.
+                Sent::Raced(mut part) if raced && part.len() > 1 => {
+                    let half = part.split_off(part.len() / 2);
+                    parts.extend([(half, true), (part, true)]);
+                }
+                Sent::Raced(part) => parts.push((part, true)),
                 Sent::Held(mut part) if part.len() == 1 => held.append(&mut part),
                 // Which stream is held, the server does not say: one by one, the others get through at once.
-                Sent::Held(part) => parts.extend(part.into_iter().map(|request| vec![request])),
-                Sent::Refused(part) => parts.extend(part.into_iter().map(|request| vec![request])),
+                Sent::Held(part) | Sent::Refused(part) => {
+                    parts.extend(part.into_iter().map(|request| (vec![request], false)));
+                }
             }
         }
         (self, held)
@@ -285,15 +331,28 @@ impl Lane {
 
 /// Writes an append whose stream another transaction holds: waits for that transaction, beside the lanes.
 async fn write_held(inner: &Inner, request: Request, appended: &watch::Sender<()>) {
-    let mut line = None;
+    /// Postgres stops waiting this much before the caller does, who then hears that nothing was written.
+    const MARGIN: Duration = Duration::from_millis(250);
     let mut part = vec![request];
     loop {
-        let left = part[0].deadline.saturating_duration_since(Instant::now());
-        let lock_deadline = left.clamp(Duration::from_millis(10), inner.config.append_deadline);
-        match send(&mut line, inner, part, lock_deadline).await {
-            Sent::Answered => return appended.send_replace(()),
-            Sent::Again(again) | Sent::Held(again) | Sent::Refused(again) => part = again,
+        let end = part[0].deadline - MARGIN;
+        let left = || end.saturating_duration_since(Instant::now()).max(Duration::from_millis(10));
+        if Instant::now() >= end {
+            break;
         }
+        // A connection of its own each time, for its wait for the lock is settled when it is opened.
+        match send(&mut None, inner, part, left).await {
+            Sent::Answered => return appended.send_replace(()),
+            Sent::Again(again) | Sent::Raced(again) | Sent::Refused(again) => part = again,
+            Sent::Held(held) => {
+                part = held;
+                break;
+            }
+        }
+    }
+    for request in part {
+        let after = request.limit;
+        request.answer(Err(StoreError::Timeout { what: "wait for a stream that another transaction holds", after }));
     }
 }
 
@@ -303,15 +362,23 @@ enum Sent {
     Answered,
     /// To be sent again as it is: nothing of it was written.
     Again(Vec<Request>),
+    /// Another transaction was faster on one of the streams: nothing was written.
+    Raced(Vec<Request>),
     /// Another transaction holds one of the streams: nothing was written.
     Held(Vec<Request>),
     /// Postgres refused the statement for one of several appends: nothing was written.
     Refused(Vec<Request>),
 }
 
-async fn send(line: &mut Option<Line>, inner: &Inner, part: Vec<Request>, lock_deadline: Duration) -> Sent {
+/// Sends `part` on `line`, which is opened if it is not: with a wait for locks of at most `lock_deadline`.
+async fn send(
+    line: &mut Option<Line>,
+    inner: &Inner,
+    part: Vec<Request>,
+    lock_deadline: impl Fn() -> Duration,
+) -> Sent {
     if line.is_none() {
-        match Line::open(inner, lock_deadline).await {
+        match Line::open(inner, &lock_deadline).await {
             Ok(opened) => *line = Some(opened),
             Err(error) => return wait_for_server(part, error).await,
         }
@@ -326,7 +393,7 @@ async fn send(line: &mut Option<Line>, inner: &Inner, part: Vec<Request>, lock_d
         return Sent::Answered;
     }
     let batch = Batch::new(part.iter().map(|request| &request.work));
-    let silence = inner.config.statement_deadline.max(lock_deadline) + Duration::from_secs(1);
+    let silence = statement_deadline(inner, lock_deadline()) + Duration::from_secs(1);
     let result = match timeout(silence, batch.send(&mut open.conn, &inner.sql)).await {
         Ok(result) => result,
         Err(_) => Err(Fault::Lost(sqlx::Error::Protocol("the server is silent".into()))),
@@ -337,15 +404,9 @@ async fn send(line: &mut Option<Line>, inner: &Inner, part: Vec<Request>, lock_d
             part.into_iter().zip(outcomes).for_each(|(request, outcome)| request.answer(outcome));
             Sent::Answered
         }
-        Err(Fault::Raced) => again(part),
-        Err(Fault::Held) => match again(part) {
-            Sent::Again(part) => Sent::Held(part),
-            sent => sent,
-        },
-        Err(Fault::Refused(_)) if part.len() > 1 => match again(part) {
-            Sent::Again(part) => Sent::Refused(part),
-            sent => sent,
-        },
+        Err(Fault::Raced | Fault::Deadlocked) => again_as(Sent::Raced, part),
+        Err(Fault::Held) => again_as(Sent::Held, part),
+        Err(Fault::Refused(_)) if part.len() > 1 => again_as(Sent::Refused, part),
         Err(Fault::Refused(error)) => {
             let mut error = Some(error);
             for request in part {
@@ -391,6 +452,10 @@ async fn settle_all(inner: &Inner, backend: Backend, part: Vec<Request>) -> Sent
 
 /// Makes `part`, of which nothing was written, ready to be sent again; whoever is out of time is told so.
 fn again(part: Vec<Request>) -> Sent {
+    again_as(Sent::Again, part)
+}
+
+fn again_as(sent: fn(Vec<Request>) -> Sent, part: Vec<Request>) -> Sent {
     let mut rest = Vec::with_capacity(part.len());
     for request in part {
         if request.deadline <= Instant::now() {
@@ -401,7 +466,7 @@ fn again(part: Vec<Request>) -> Sent {
             rest.push(request);
         }
     }
-    if rest.is_empty() { Sent::Answered } else { Sent::Again(rest) }
+    if rest.is_empty() { Sent::Answered } else { sent(rest) }
 }
 
 /// The server cannot be reached: a moment's pause, unless waiting cannot help or there is no time left for it.

@@ -1,7 +1,12 @@
 //! One statement for many appends, and the connection that sends it.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, Row, postgres::PgRow};
+use sqlx::{
+    PgConnection, Row,
+    postgres::{PgDatabaseError, PgRow, PgSeverity},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -29,6 +34,8 @@ pub(crate) enum Appended {
 pub(crate) enum Fault {
     /// Another transaction won a stream or a command id: the same batch sees it when it is sent again.
     Raced,
+    /// Another transaction waited for this one, and this one for it. Only the end of this one undoes that.
+    Deadlocked,
     /// Another open transaction holds a stream of the batch.
     Held,
     /// Postgres refused the batch: nothing was written.
@@ -39,13 +46,18 @@ pub(crate) enum Fault {
 
 impl Fault {
     fn of(error: sqlx::Error) -> Self {
-        let sqlx::Error::Database(database) = &error else { return Self::Lost(error) };
-        match (database.code().as_deref(), database.constraint()) {
-            (Some("23505"), Some("events_stream_version_key" | "commands_command_id_key")) => Self::Raced,
-            (Some("40P01" | "40001"), _) => Self::Raced,
-            (Some("55P03"), _) => Self::Held,
-            // The server ends the session: it does not say on which side of the commit.
-            (Some("57P01" | "57P02" | "57P03" | "57P05"), _) => Self::Lost(error),
+        let Some(refusal) = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+        else {
+            return Self::Lost(error);
+        };
+        // The server ends the session, or all of them: it does not say on which side of the commit.
+        if matches!(refusal.severity(), PgSeverity::Fatal | PgSeverity::Panic) {
+            return Self::Lost(error);
+        }
+        match (refusal.code(), refusal.constraint()) {
+            ("23505", Some("events_stream_version_key" | "commands_command_id_key")) | ("40001", _) => Self::Raced,
+            ("40P01", _) => Self::Deadlocked,
+            ("55P03", _) => Self::Held,
             _ => Self::Refused(error),
         }
     }
@@ -53,7 +65,7 @@ impl Fault {
     pub(crate) fn into_error(self, what: &'static str) -> StoreError {
         let passing = |source| StoreError::Unavailable { what, source };
         match self {
-            Self::Raced | Self::Held => passing(sqlx::Error::Protocol("another transaction holds the stream".into())),
+            Self::Raced | Self::Deadlocked | Self::Held => passing(sqlx::Error::Protocol("another transaction holds the stream".into())),
             Self::Refused(error) if is_position_taken(&error) => StoreError::Unfit(
                 "the sequence of positions stands below positions that are in use: stop the writers and open the store \
                  again, which names the setval that cures it"
@@ -139,23 +151,21 @@ impl<'w> Batch<'w> {
 
     /// What each work led to, from the rows of [`Batch::send`].
     pub(crate) fn outcomes(&self, rows: &[PgRow]) -> Vec<Result<Appended, StoreError>> {
-        let mut outcomes: Vec<Result<Appended, StoreError>> = Vec::new();
-        outcomes.resize_with(self.works.len(), || Ok(Appended::Written(vec![])));
-        for (work, outcome) in self.works.iter().zip(&mut outcomes) {
-            *outcome = Ok(Appended::Written(vec![Receipt::default(); work.appends.len()]));
-        }
-        for ((&(nth, part), (_, append)), row) in self.entries.iter().zip(&self.appends).zip(rows) {
+        let receipts = |work: &&Work| Ok(Appended::Written(vec![Receipt::default(); work.appends.len()]));
+        let mut outcomes: Vec<Result<Appended, StoreError>> = self.works.iter().map(receipts).collect();
+        // As the callers named their streams: the first that is not as expected decides.
+        let mut order: Vec<usize> = (0..self.entries.len()).collect();
+        order.sort_unstable_by_key(|&nth| self.entries[nth]);
+        for nth in order {
+            let ((work, part), (_, append), row) = (self.entries[nth], self.appends[nth], &rows[nth]);
+            let Ok(Appended::Written(receipts)) = &mut outcomes[work] else { continue };
             let head: i64 = row.get(0);
-            let outcome = &mut outcomes[nth];
             if row.get(2) {
-                *outcome = Ok(Appended::Repeated);
+                outcomes[work] = Ok(Appended::Repeated);
             } else if expected(append) >= 0 && expected(append) != head {
                 let (stream, actual) = (append.stream.clone(), Version::new(head));
-                match outcome {
-                    Ok(Appended::Repeated) => {}
-                    _ => *outcome = Err(StoreError::Conflict { stream, expected: append.expected, actual }),
-                }
-            } else if let Ok(Appended::Written(receipts)) = outcome {
+                outcomes[work] = Err(StoreError::Conflict { stream, expected: append.expected, actual });
+            } else {
                 let position = row.get::<Option<i64>, _>(1).unwrap_or(0);
                 receipts[part] = Receipt {
                     version: Version::new(head).plus(append.events.len()),
@@ -184,6 +194,11 @@ pub(crate) struct Backend {
     pub(crate) started: DateTime<Utc>,
 }
 
+/// How long a statement may run that may wait `lock_deadline` for a lock: of the two, the lock's own limit ends it.
+pub(crate) fn statement_deadline(inner: &Inner, lock_deadline: Duration) -> Duration {
+    inner.config.statement_deadline.max(lock_deadline + Duration::from_secs(1))
+}
+
 /// A connection of the appender, and the backend behind it.
 pub(crate) struct Line {
     pub(crate) conn: PgConnection,
@@ -192,12 +207,13 @@ pub(crate) struct Line {
 
 impl Line {
     /// Connects, and settles everything that appends need of a session.
-    pub(crate) async fn open(inner: &Inner, lock_deadline: std::time::Duration) -> Result<Self, StoreError> {
+    pub(crate) async fn open(inner: &Inner, lock_deadline: impl Fn() -> Duration) -> Result<Self, StoreError> {
         let mut conn = connect(&inner.options, inner.config.connect_deadline).await?;
         let what = "prepare a connection for appends";
+        let lock_deadline = lock_deadline();
         let preparing = sqlx::query(inner.sql.prepare_lane.clone())
             .bind(lock_deadline.as_millis().to_string())
-            .bind(inner.config.statement_deadline.max(lock_deadline).as_millis().to_string())
+            .bind(statement_deadline(inner, lock_deadline).as_millis().to_string())
             .fetch_one(&mut conn);
         let row = super::within(inner.config.connect_deadline, what, preparing).await?.map_err(StoreError::on(what))?;
         let backend = Backend { pid: row.get(0), started: row.get(1) };

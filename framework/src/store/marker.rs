@@ -29,6 +29,8 @@
 //!
 //! - `pg_sequence_last_value`, never `select last_value`: the plain read takes the value outside the page lock and can be
 //!   32 too high, on either side.
+//! - Never 0 for a sequence without a last value, which `setval(.., false)` leaves behind: widened around a position beyond
+//!   the 31st bit, 0 lies above it and protects nothing. The writer draws a number as its bound then, and leaves it out.
 //! - The sequence before the locks. The statement makes the scan depend on the sequence's value.
 //! - The rows in a later statement, never in the statement of the safe position, never at REPEATABLE READ.
 //! - One marker a transaction, remembered in a transaction-local setting that carries the store's name and holds the

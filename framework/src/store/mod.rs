@@ -2,6 +2,7 @@
 
 mod append;
 mod appender;
+mod doctor;
 mod lane;
 mod marker;
 mod migrate;
@@ -18,6 +19,7 @@ use sqlx::{
 
 pub use self::{
     append::{Append, NewEvent},
+    doctor::{Finding, Roles, Severity},
     marker::{Holder, Horizon},
     read::{Page, ReadLog, ReadStream},
 };
@@ -185,14 +187,25 @@ fn quiet(config: &Config, options: PgConnectOptions) -> PgConnectOptions {
 }
 
 /// A connection that slept is tested before it is used: still there, and not inside a transaction that a cancelled
-/// future left open (launchbadge/sqlx #4393).
+/// future left open (launchbadge/sqlx #4393). One that comes back in the middle of an answer is given a moment to end it.
 pub(crate) fn pool(config: &Config, sql: &Sql, size: u32) -> PgPoolOptions {
     let check = sql.check_connection.clone();
+    /// How long a connection that comes back may still be busy with a read that nobody waits for.
+    const LEFT_OVER: Duration = Duration::from_secs(1);
     PoolOptions::new()
         .max_connections(size)
         .min_connections(0)
         .acquire_timeout(config.connect_deadline)
         .test_before_acquire(false)
+        // A read that was given up leaves its answer in the connection. The pool would wait for it without an end.
+        .after_release(|conn: &mut PgConnection, _| {
+            Box::pin(async move {
+                match tokio::time::timeout(LEFT_OVER, conn.flush()).await {
+                    Ok(flushed) => flushed.map(|()| true),
+                    Err(_) => Err(sqlx::Error::Protocol("the answer to an abandoned read does not come".into())),
+                }
+            })
+        })
         .before_acquire(move |conn, meta| {
             let check = check.clone();
             Box::pin(async move {

@@ -29,10 +29,11 @@ pub(crate) enum Settled {
     Unknown,
 }
 
-/// Finds out what became of `works`, which were sent to `backend`, until `deadline`.
+/// Finds out what became of `works`, which were sent to `backend`, until `deadline`. It looks at least once, if only to
+/// end that backend.
 pub(crate) async fn settle(inner: &Inner, backend: Backend, works: &[&Work], deadline: Instant) -> Settled {
     let mut pause = Duration::from_millis(5);
-    while Instant::now() < deadline {
+    loop {
         match look(inner, backend, works).await {
             Ok(Some(outcomes)) => return Settled::Known(outcomes),
             Ok(None) => pause = Duration::from_millis(20),
@@ -41,23 +42,24 @@ pub(crate) async fn settle(inner: &Inner, backend: Backend, works: &[&Work], dea
                 pause = (pause * 2).min(Duration::from_millis(500));
             }
         }
+        if Instant::now() + pause >= deadline {
+            return Settled::Unknown;
+        }
         sleep(pause).await;
     }
-    Settled::Unknown
 }
 
-/// One look: nothing if the old backend still lives.
+/// One look: nothing if the old backend still lives, and has not committed all of it.
 async fn look(inner: &Inner, backend: Backend, works: &[&Work]) -> Result<Option<Vec<Option<Appended>>>, StoreError> {
     let mut conn = connect(&inner.options, inner.config.connect_deadline).await?;
     let looking = async {
-        if !is_gone(&mut conn, inner, backend).await? {
-            return Ok(None);
-        }
+        // First whether it is gone: what it committed before that, the statements that follow see.
+        let gone = is_gone(&mut conn, inner, backend).await?;
         let mut outcomes = Vec::with_capacity(works.len());
         for work in works {
             outcomes.push(find(&mut conn, inner, work).await?);
         }
-        Ok(Some(outcomes))
+        Ok(Some(outcomes).filter(|outcomes| gone || outcomes.iter().all(Option::is_some)))
     };
     let result: Result<_, sqlx::Error> = within(inner.config.statement_deadline, "look for an append", looking).await?;
     let _ = tokio::time::timeout(Duration::from_secs(1), conn.close()).await;

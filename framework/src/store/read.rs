@@ -15,6 +15,9 @@ use crate::{
 /// What one page takes at most, in events and in payload bytes.
 const PAGE_EVENTS: usize = 1_000;
 const PAGE_BYTES: usize = 8 << 20;
+/// What a page asks for first. How long these events are says how many more it has room for: Postgres sends everything
+/// that was asked for, read or not.
+const FIRST_CHUNK: usize = 64;
 
 /// Which events of a stream to read. The default is all of them, oldest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +30,16 @@ pub struct ReadStream {
     pub until: Option<DateTime<Utc>>,
     /// Newest first.
     pub backwards: bool,
+}
+
+impl ReadStream {
+    /// The same read, from behind the event `last` on.
+    fn behind(self, last: Version) -> Self {
+        match self.backwards {
+            true => Self { up_to: Some(Version::new(last.get() - 1)), ..self },
+            false => Self { after: last, ..self },
+        }
+    }
 }
 
 impl Default for ReadStream {
@@ -78,22 +91,22 @@ impl Store {
             .read("read a stream", |mut conn| {
                 let (sql, stream) = (sql.clone(), stream.clone());
                 async move {
-                    let query = sqlx::query(sql)
-                        .bind(stream.as_str())
-                        .bind(read.after.get())
-                        .bind(read.up_to.map_or(i64::MAX, Version::get))
-                        .bind(read.until)
-                        .bind(limit as i64);
-                    fetch_page(&mut conn, query).await
+                    fetch_page(&mut conn, limit, |last, limit| {
+                        let read = last.map_or(read, |last| read.behind(last.version));
+                        sqlx::query(sql.clone())
+                            .bind(stream.as_str().to_owned())
+                            .bind(read.after.get())
+                            .bind(read.up_to.map_or(i64::MAX, Version::get))
+                            .bind(read.until)
+                            .bind(limit as i64)
+                    })
+                    .await
                 }
             })
             .await?;
-        let last = rows.events.last().filter(|_| rows.cut || rows.events.len() == limit).map(|last| last.version);
-        let next = last.map(|last| match read.backwards {
-            true => ReadStream { up_to: Some(Version::new(last.get() - 1)), ..read },
-            false => ReadStream { after: last, ..read },
-        });
-        Ok(Page { next: next.filter(|next| next.up_to != Some(Version::NONE)), events: rows.events })
+        let last = rows.events.last().filter(|_| rows.cut);
+        let next = last.map(|last| read.behind(last.version)).filter(|next| next.up_to != Some(Version::NONE));
+        Ok(Page { next, events: rows.events })
     }
 
     /// Reads `stream` as a [`Stream`], page after page, in bounded memory.
@@ -161,14 +174,16 @@ impl Inner {
     ) -> Result<Page<Position>, sqlx::Error> {
         let limit = limit.clamp(1, PAGE_EVENTS * 10);
         let some = |list: &[String]| if list.is_empty() { None } else { Some(list.to_vec()) };
-        let query = sqlx::query(self.sql.read_log.clone())
-            .bind(read.after.get())
-            .bind(up_to.get())
-            .bind(some(&read.event_types))
-            .bind(some(&read.categories))
-            .bind(limit as i64);
-        let page = fetch_page(conn, query).await?;
-        let next = page.events.last().filter(|_| page.cut || page.events.len() == limit).map(|last| last.position);
+        let page = fetch_page(conn, limit, |last, limit| {
+            sqlx::query(self.sql.read_log.clone())
+                .bind(last.map_or(read.after, |last| last.position).get())
+                .bind(up_to.get())
+                .bind(some(&read.event_types))
+                .bind(some(&read.categories))
+                .bind(limit as i64)
+        })
+        .await?;
+        let next = page.events.last().filter(|_| page.cut).map(|last| last.position);
         Ok(Page { next, events: page.events })
     }
 }
@@ -192,7 +207,7 @@ where
     })
 }
 
-/// Rows of one page; `cut` if their payloads filled it.
+/// Rows of one page; `cut` if it is full, so that there may be more.
 struct Rows {
     events: Vec<Recorded<Payload>>,
     cut: bool,
@@ -200,20 +215,33 @@ struct Rows {
 
 type Query = sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments>;
 
-/// Fetches until the page is full. Rows arrive one by one, so what is left unread never sits in memory.
-async fn fetch_page(conn: &mut PgConnection, query: Query) -> Result<Rows, sqlx::Error> {
-    let mut rows = conn.fetch(query);
+/// Fetches up to `limit` events, chunk by chunk until the page is full. `query` asks for the events behind the last one.
+async fn fetch_page(
+    conn: &mut PgConnection,
+    limit: usize,
+    query: impl Fn(Option<&Recorded<Payload>>, usize) -> Query,
+) -> Result<Rows, sqlx::Error> {
     let (mut events, mut bytes) = (Vec::new(), 0);
     let mut last_type: Option<Arc<str>> = None;
-    while let Some(row) = rows.try_next().await? {
-        let event = recorded(&row, &mut last_type)?;
-        bytes += event.event.as_str().len();
-        events.push(event);
-        if bytes >= PAGE_BYTES {
-            return Ok(Rows { events, cut: true });
+    while events.len() < limit && bytes < PAGE_BYTES {
+        let room =
+            if events.is_empty() { FIRST_CHUNK } else { (PAGE_BYTES - bytes) / (bytes / events.len()).max(1) + 1 };
+        let (chunk, known) = (room.min(limit - events.len()), events.len());
+        let mut rows = conn.fetch(query(events.last(), chunk));
+        while let Some(row) = rows.try_next().await? {
+            let event = recorded(&row, &mut last_type)?;
+            bytes += event.event.as_str().len();
+            events.push(event);
+            if bytes >= PAGE_BYTES {
+                break;
+            }
+        }
+        drop(rows);
+        if bytes < PAGE_BYTES && events.len() - known < chunk {
+            return Ok(Rows { events, cut: false });
         }
     }
-    Ok(Rows { events, cut: false })
+    Ok(Rows { events, cut: true })
 }
 
 /// An envelope, from the columns that every reading statement lists in the same order.

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     Payload, Position, Recorded,
     error::StoreError,
-    store::{ReadLog, Store, horizon, within},
+    store::{ReadLog, Store, within},
 };
 
 /// Events of one batch at most.
@@ -168,23 +168,13 @@ struct Runner<F> {
     stop: CancellationToken,
 }
 
-/// Where a follower is. What it remembers beyond `committed` holds for one epoch of the tail.
+/// Where a follower is: `committed` stands in the database, `read` may be ahead of it over events of others, and never
+/// over a gap at the log's end.
 struct Place {
     epoch: u64,
     committed: Checkpoint,
-    /// The last event that was applied or passed over. The checkpoint only ever moves to an event: a number that was
-    /// drawn and not used may be drawn again after a crash of the server.
-    passed: Position,
-    /// How far the log was looked through.
     read: Position,
     saved_at: Instant,
-}
-
-impl Place {
-    fn at(committed: Checkpoint, epoch: u64) -> Self {
-        let position = committed.position;
-        Self { epoch, committed, passed: position, read: position, saved_at: Instant::now() }
-    }
 }
 
 impl<F: Follower> Runner<F> {
@@ -194,13 +184,14 @@ impl<F: Follower> Runner<F> {
         let mut place = None;
         while !self.stop.is_cancelled() {
             match self.step(&mut place, &mut limit).await {
+                Ok(()) if place.is_none() => {}
                 Ok(()) if attempts > 0 => {
                     attempts = 0;
                     self.show_recovered(place.as_ref()).await;
                 }
                 Ok(()) => self.show(|status| status.state = FollowerState::Running),
                 Err(failure) => {
-                    place = None;
+                    self.forget(&mut place);
                     // Which event it is, halving finds out; what comes before it takes effect on the way.
                     limit = match failure.events {
                         0 => (limit / 2).max(1),
@@ -213,8 +204,8 @@ impl<F: Follower> Runner<F> {
                 }
             }
         }
-        if let Some(place) = place.filter(|place| place.passed > place.committed.position) {
-            self.move_checkpoint(place.committed, place.passed).await;
+        if let Some(place) = place.filter(|place| place.read > place.committed.position) {
+            self.move_checkpoint(place.committed, place.read).await;
         }
         self.show(|status| status.state = FollowerState::Stopped);
     }
@@ -223,74 +214,78 @@ impl<F: Follower> Runner<F> {
     async fn step(&mut self, place: &mut Option<Place>, limit: &mut usize) -> Result<(), Failure> {
         let frontier = *self.frontier.borrow_and_update();
         let at = match place {
-            Some(at) if at.epoch == frontier.epoch => at,
+            Some(at) if frontier.connected && at.epoch == frontier.epoch => at,
             _ => {
+                self.forget(place);
+                if !frontier.connected {
+                    self.wait_for_tail().await;
+                    return Ok(());
+                }
                 let committed = Checkpoint::read(&self.store, self.follower.name()).await?;
                 self.position.send_replace(committed.position);
-                place.insert(Place::at(committed, frontier.epoch))
+                let (epoch, read) = (frontier.epoch, committed.position);
+                place.insert(Place { epoch, committed, read, saved_at: Instant::now() })
             }
         };
-        if at.passed > at.committed.position && at.saved_at.elapsed() >= SAVE_EVERY {
-            if !self.move_checkpoint(at.committed, at.passed).await {
-                *place = None;
+        if at.read > at.committed.position && at.saved_at.elapsed() >= SAVE_EVERY {
+            if !self.move_checkpoint(at.committed, at.read).await {
+                self.forget(place);
                 return Ok(());
             }
-            (at.committed.position, at.saved_at) = (at.passed, Instant::now());
+            (at.committed.position, at.saved_at) = (at.read, Instant::now());
         }
-        if frontier.safe <= at.read {
-            tokio::select! {
-                _ = self.frontier.changed() => {}
-                () = self.stop.cancelled() => {}
-                () = sleep(SAVE_EVERY) => {}
-            }
+        if frontier.last <= at.read {
+            // Up to the safe position there are gaps only, in which nothing can take effect any more.
+            self.position.send_replace(at.read.max(frontier.safe));
+            self.wait_for_tail().await;
             return Ok(());
         }
         let _turn = self.turns.acquire().await;
-        let (found, safe) = self.find(at, frontier.safe, *limit).await?;
-        let last = found.last.unwrap_or(at.passed).max(at.passed);
-        let read = if found.all { last.max(safe) } else { last };
-        if !found.events.is_empty() {
-            match self.apply(&found.events, at.committed, last).await? {
-                Applied::Committed => (at.committed.position, at.saved_at) = (last, Instant::now()),
+        let Found { events, last, all } = self.find(at.read, frontier.last, *limit).await?;
+        // The window may have grown past the frontier meanwhile: what it holds is final.
+        let last = last.unwrap_or(at.read);
+        let to = if all { last.max(frontier.last) } else { last };
+        if !events.is_empty() {
+            match self.apply(&events, at.committed, to).await? {
+                Applied::Committed => (at.committed.position, at.saved_at) = (to, Instant::now()),
                 Applied::Fenced => {
                     tracing::debug!(follower = self.follower.name(), "another process moved the checkpoint");
-                    *place = None;
+                    self.forget(place);
                     return Ok(());
                 }
             }
             *limit = (*limit * 2).min(BATCH);
         }
-        (at.passed, at.read) = (last, read.max(at.read));
-        self.position.send_replace(at.read);
+        at.read = to;
+        self.position.send_replace(to);
         Ok(())
     }
 
-    /// Up to `limit` wanted events behind `at`, and the safe position that they were looked for at.
-    async fn find(&self, at: &Place, safe: Position, limit: usize) -> Result<(Found, Position), StoreError> {
-        let categories = self.follower.categories();
-        if let Some(found) = self.recent.after(at.epoch, at.read, limit, categories) {
-            return Ok((found, safe));
+    async fn wait_for_tail(&mut self) {
+        tokio::select! {
+            _ = self.frontier.changed() => {}
+            () = self.stop.cancelled() => {}
+            () = sleep(SAVE_EVERY) => {}
         }
-        let what = "read the log";
-        let reading = async {
-            let inner = &self.store.inner;
-            let mut conn = inner.followers.acquire().await.map_err(StoreError::on(what))?;
-            // The tail may not know yet that the server began anew: this connection's own horizon is that of its rows.
-            let safe = horizon(&mut conn, &inner.sql).await?.safe;
-            let read = ReadLog { after: at.read, categories: categories.to_vec(), ..ReadLog::default() };
-            let page = inner.read_final_on(&mut conn, &read, safe, limit).await.map_err(StoreError::on(what))?;
-            let last = match page.next {
-                Some(last) => Some(last),
-                None => {
-                    let last = sqlx::query_scalar(inner.sql.read_last_position.clone()).bind(safe.get());
-                    let last: Option<i64> = last.fetch_one(&mut *conn).await.map_err(StoreError::on(what))?;
-                    last.map(Position::new)
-                }
-            };
-            let events = page.events.into_iter().map(Arc::new).collect();
-            Ok((Found { events, last, all: page.next.is_none() }, safe))
-        };
-        within(self.store.config().read_deadline, what, reading).await?
+    }
+
+    /// Goes back to what is committed; what was shown beyond it may not last.
+    fn forget(&self, place: &mut Option<Place>) {
+        if let Some(place) = place.take() {
+            self.position.send_replace(place.committed.position);
+        }
+    }
+
+    /// Up to `limit` wanted events behind `after`, from memory, or else from the database up to `last`.
+    async fn find(&self, after: Position, last: Position, limit: usize) -> Result<Found, StoreError> {
+        let categories = self.follower.categories();
+        if let Some(found) = self.recent.after(after, limit, categories) {
+            return Ok(found);
+        }
+        let read = ReadLog { after, categories: categories.to_vec(), ..ReadLog::default() };
+        let page = self.store.read_final(&read, last, limit).await?;
+        let events = page.events.into_iter().map(Arc::new).collect();
+        Ok(Found { events, last: page.next, all: page.next.is_none() })
     }
 
     async fn apply(

@@ -14,8 +14,6 @@ const EVENTS: usize = 20_000;
 /// Every event behind `after`, up to where the tail has read.
 #[derive(Default)]
 struct Window {
-    /// Which connection of the tail filled it; see `Frontier`.
-    epoch: u64,
     after: Position,
     events: VecDeque<Arc<Recorded<Payload>>>,
     bytes: usize,
@@ -36,9 +34,9 @@ pub(crate) struct Recent(Mutex<Window>);
 
 impl Recent {
     /// Starts again, empty, behind `after`.
-    pub(super) fn restart(&self, epoch: u64, after: Position) {
+    pub(super) fn restart(&self, after: Position) {
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *window = Window { epoch, after, ..Window::default() };
+        *window = Window { after, ..Window::default() };
     }
 
     pub(super) fn push(&self, events: Vec<Recorded<Payload>>) {
@@ -54,11 +52,10 @@ impl Recent {
         }
     }
 
-    /// Up to `limit` events of `categories` behind `after`; none if the window does not reach back that far, or is not
-    /// of `epoch`.
-    pub(super) fn after(&self, epoch: u64, after: Position, limit: usize, categories: &[String]) -> Option<Found> {
+    /// Up to `limit` events of `categories` behind `after`; none if the window no longer reaches back that far.
+    pub(super) fn after(&self, after: Position, limit: usize, categories: &[String]) -> Option<Found> {
         let window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if epoch != window.epoch || after < window.after {
+        if after < window.after {
             return None;
         }
         let start = window.events.partition_point(|event| event.position <= after);

@@ -16,15 +16,24 @@ use crate::{
     store::{ReadLog, Store, connect, horizon, within},
 };
 
+/// How long the tail waits before it connects again: longer with each failure, anew after each success.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// The first pause before another look at a position that somebody in flight holds.
 const SOON: Duration = Duration::from_millis(1);
 
-/// How far followers may read. `epoch` counts the connections of the tail: after a new one, what a follower remembers
-/// above its committed checkpoint is void, for a crash may have taken the sequence back.
+/// How far followers may read, and for how long that holds.
+///
+/// `epoch` counts the connections of the tail: once it has lost one, what a follower remembers above its committed
+/// checkpoint is void, for a crash may have taken the sequence back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Frontier {
     pub(crate) epoch: u64,
+    pub(crate) connected: bool,
     pub(crate) safe: Position,
+    /// The last event at or below `safe`. What lies between the two are gaps, which a crash can give out again: they may
+    /// be passed over in memory, and no checkpoint may stand there. A committed event takes its number with it to disk.
+    pub(crate) last: Position,
 }
 
 /// The reading end of the tail, for one process.
@@ -33,7 +42,7 @@ pub(crate) struct Tail {
     pub(crate) recent: Arc<Recent>,
     /// A follower works when it has one: so many connections there are, and a long batch of one is no failure of another.
     pub(crate) turns: Arc<Semaphore>,
-    /// Why it cannot read now: then no follower hears of anything, however well it is.
+    /// Why the log cannot be read now: then no follower hears of anything, however well it is.
     pub(crate) trouble: watch::Receiver<Option<String>>,
 }
 
@@ -67,20 +76,20 @@ struct Reader {
 
 impl Reader {
     async fn run(self) {
-        const SHORTEST: Duration = Duration::from_millis(50);
-        let mut pause = SHORTEST;
+        let (mut epoch, mut pause) = (0, SHORTEST_PAUSE);
         loop {
-            let epoch = self.frontier.borrow().epoch;
             let error = match self.follow().await {
                 Ok(never) => never,
                 Err(error) => error,
             };
+            self.frontier.send_modify(|frontier| frontier.connected = false);
             tracing::warn!(%error, "the tail of the log lost its connection; followers start again from their checkpoints");
             self.trouble.send_replace(Some(format!("the log cannot be read: {}", Failure::from(error).text())));
-            // A connection that worked is not the one before it that did not.
-            pause =
-                if self.frontier.borrow().epoch == epoch { (pause * 2).min(Duration::from_secs(2)) } else { SHORTEST };
+            if self.frontier.borrow().epoch > epoch {
+                (epoch, pause) = (self.frontier.borrow().epoch, SHORTEST_PAUSE);
+            }
             sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
@@ -89,7 +98,7 @@ impl Reader {
         let inner = &self.store.inner;
         let mut conn = connect(&inner.options, inner.config.connect_deadline).await?;
         let mut appended = inner.appender.appended.subscribe();
-        let mut read = Position::START;
+        let (mut read, mut last) = (Position::START, Position::START);
         let mut first = true;
         let mut held = SOON;
         loop {
@@ -98,16 +107,18 @@ impl Reader {
             if first {
                 first = false;
                 read = horizon.safe;
-                let epoch = self.frontier.borrow().epoch + 1;
-                self.recent.restart(epoch, read);
-                self.frontier.send_replace(Frontier { epoch, safe: read });
+                last = self.last_position(&mut conn, read).await?;
+                self.recent.restart(last);
+                self.frontier.send_modify(|frontier| {
+                    *frontier = Frontier { epoch: frontier.epoch + 1, connected: true, safe: read, last };
+                });
                 self.trouble.send_replace(None);
             }
             let safe = horizon.safe.max(read);
             let moved = safe > read;
             while read < safe {
-                read = self.read_page(&mut conn, read, safe).await?;
-                self.frontier.send_modify(|frontier| frontier.safe = read);
+                (read, last) = self.read_page(&mut conn, (read, last), safe).await?;
+                self.frontier.send_modify(|frontier| (frontier.safe, frontier.last) = (read, last));
             }
             // Somebody is in flight: look again soon, and less often the longer it takes.
             let in_flight = horizon.safe < horizon.drawn;
@@ -123,19 +134,28 @@ impl Reader {
         }
     }
 
-    /// Takes one page into memory. Returns how far the log has now been read.
+    /// Takes one page into memory. Returns how far the log has now been read, and where its last event stands.
     async fn read_page(
         &self,
         conn: &mut PgConnection,
-        after: Position,
+        (after, last): (Position, Position),
         safe: Position,
-    ) -> Result<Position, StoreError> {
+    ) -> Result<(Position, Position), StoreError> {
         let inner = &self.store.inner;
         let read = ReadLog { after, ..ReadLog::default() };
         let reading = inner.read_final_on(conn, &read, safe, 2_000);
         let page = within(inner.config.read_deadline, "read the log", reading).await?;
         let page = page.map_err(StoreError::on("read the log"))?;
+        let last = page.events.last().map_or(last, |event| event.position);
         self.recent.push(page.events);
-        Ok(page.next.unwrap_or(safe))
+        Ok((page.next.unwrap_or(safe), last))
+    }
+
+    /// The last event at or below `safe`.
+    async fn last_position(&self, conn: &mut PgConnection, safe: Position) -> Result<Position, StoreError> {
+        let (inner, what) = (&self.store.inner, "read the last position");
+        let reading = sqlx::query_scalar(inner.sql.read_last_position.clone()).bind(safe.get()).fetch_one(conn);
+        let last = within(inner.config.read_deadline, what, reading).await?;
+        last.map(Position::new).map_err(StoreError::on(what))
     }
 }

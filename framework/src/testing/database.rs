@@ -205,3 +205,19 @@ fn target_folder() -> PathBuf {
         .or_else(|| above(env::var_os("CARGO_MANIFEST_DIR")?.into(), "target"))
         .unwrap_or_else(|| env::temp_dir().join(format!("annals-{}", env::var("USER").unwrap_or_default())))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::with_database;
+
+    #[test]
+    fn only_the_databases_name_changes_in_a_connection_string() {
+        for (given, expected) in [
+            ("postgres://u:p@host:1/old", "postgres://u:p@host:1/new"),
+            ("postgres://host", "postgres://host/new"),
+            ("postgresql://host/?sslmode=require&x=/y", "postgresql://host/new?sslmode=require&x=/y"),
+        ] {
+            assert_eq!(with_database(given, "new"), expected);
+        }
+    }
+}

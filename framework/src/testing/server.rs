@@ -60,7 +60,10 @@ impl TestServer {
         };
         let data_dir = env::temp_dir().join(format!("annals-server-{}", Uuid::now_v7().simple()));
         fs::create_dir(&data_dir).map_err(failed("make a folder in the system's temp folder"))?;
-        let mut options = Options { data_dir, announce: |_| (), ..Options::default() };
+        // Durable in all but one: initdb need not wait for the disk, as these files never outlive the machine.
+        let durable = ["fsync", "full_page_writes"].map(|name| (name.to_owned(), "on".to_owned()));
+        let mut options =
+            Options { data_dir, durable: false, settings: durable.into(), announce: |_| (), ..Options::default() };
         let (data, cluster) = folders(&options.data_dir, options.announce)?;
         let watchdog =
             Watchdog::watch(&data, &cluster, Afterwards::Remove).map_err(failed("run `sh` to stop the server"))?;

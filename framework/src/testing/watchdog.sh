@@ -49,5 +49,6 @@ read -r pid <"$2/postmaster.pid" && if ours "$pid" "$2"; then
     done
 fi
 
-[ "$3" = remove ] && rm -rf "$1" "$2"
+# The cluster may lie elsewhere, in a folder that is its own.
+[ "$3" = remove ] && rm -rf "$1" "${2%/*}"
 exit 0

@@ -111,7 +111,7 @@ async fn transfers_in_all_directions_at_once_end_and_keep_the_sum() {
     }
 
     let transfers = (0..60).map(|nth: usize| {
-        let app = if nth % 2 == 0 { a.clone() } else { b.clone() };
+        let app = if nth.is_multiple_of(2) { a.clone() } else { b.clone() };
         let (from, to) = (names[nth % 3], names[(nth + 1 + nth / 3 % 2) % 3]);
         tokio::spawn(async move { transfer(&app, from, to, nth as i64 + 1).await.unwrap() })
     });

@@ -1,0 +1,37 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// An order service on Annals. Without a command it gives a tour.
+#[derive(Debug, Parser)]
+#[command(name = "example-orders", version)]
+pub(crate) struct Cli {
+    /// The folder of the private Postgres; not used when DATABASE_URL is set.
+    #[arg(long, global = true, value_name = "FOLDER", default_value = ".data")]
+    pub(crate) data_dir: PathBuf,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Brings over the orders of an old system. Exit code 3 when something was rejected.
+    Import {
+        /// A CSV file, gzipped or not.
+        file: PathBuf,
+        /// Ends with one line of JSON instead of a text.
+        #[arg(long)]
+        json: bool,
+        /// Writes every rejection to this file, one a line.
+        #[arg(long, value_name = "FILE")]
+        rejections: Option<PathBuf>,
+    },
+    /// Shows what the read models say, once they have caught up.
+    Report {
+        /// One line of JSON instead of tables.
+        #[arg(long)]
+        json: bool,
+    },
+}

@@ -1,0 +1,63 @@
+//! What can be asked of an order, and why it refuses.
+
+use serde::Serialize;
+
+use super::{CustomerId, Line, Purchase, Sku, StoreId};
+
+/// What can be asked of an order.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) enum OrderCommand {
+    /// Opens the order, now.
+    Place { customer: CustomerId, store: StoreId, lines: Vec<Line> },
+    /// Replaces the lines, as long as the order is open.
+    ChangeLines { lines: Vec<Line> },
+    /// The shop promises to deliver: the lines are fixed from here on.
+    Confirm,
+    /// The goods have left.
+    Ship,
+    /// Nobody wants it any more. Possible until it is shipped.
+    Cancel { reason: String },
+    /// Brings over a finished order from an old system.
+    RecordPast(Purchase),
+}
+
+/// Why an order refuses a command.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum OrderError {
+    /// There is no such order.
+    #[error("the order was never placed")]
+    NotPlaced,
+    /// The id is taken.
+    #[error("the order was placed before, with other contents")]
+    PlacedBefore,
+    /// Only an open order can change.
+    #[error("the order is confirmed, its lines are fixed")]
+    Confirmed,
+    /// Only a confirmed order is shipped.
+    #[error("the order is not confirmed yet")]
+    NotConfirmed,
+    /// Nothing can be done about it any more.
+    #[error("the order has been shipped")]
+    Shipped,
+    /// Nothing can be done about it any more.
+    #[error("the order was cancelled")]
+    Cancelled,
+    /// An order of the old system is finished.
+    #[error("the order was brought over from another system and is finished")]
+    Past,
+    /// The id is taken, by another order or by another version of this one.
+    #[error("the order was recorded before, with other contents")]
+    OtherContents,
+    /// An order is for something.
+    #[error("an order has at least one line")]
+    NoLines,
+    /// A line breaks a rule of its own.
+    #[error("the line of product {sku} needs a quantity of at least 1, and no negative amount or discount")]
+    BadLine { sku: Sku },
+    /// Whoever put the purchase together added up wrongly.
+    #[error("the totals are not the sums over the lines")]
+    WrongTotal,
+    /// More than the read models can add up.
+    #[error("the order comes to more than a billion dollars")]
+    TooLarge,
+}

@@ -1,0 +1,105 @@
+//! The order: its rules, as a table of state and command.
+
+mod command;
+mod event;
+mod ids;
+mod purchase;
+#[cfg(test)]
+mod tests;
+
+use annals::{Aggregate, Context};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use command::{OrderCommand, OrderError};
+pub(crate) use event::OrderEvent;
+pub(crate) use ids::{CustomerId, OrderId, Sku, StoreId};
+pub(crate) use purchase::{Line, MAX_ORDER_CENTS, Purchase};
+
+/// An order, from the first click to the lorry.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// Nobody has placed it yet.
+    #[default]
+    New,
+    /// Placed; its lines can still change.
+    Open(Purchase),
+    /// The shop has promised to deliver.
+    Confirmed(Purchase),
+    /// On its way.
+    Shipped,
+    /// Called off.
+    Cancelled,
+    /// Brought over from an old system, finished there.
+    Past(Purchase),
+}
+
+impl Aggregate for Order {
+    const TYPE: &'static str = "order";
+    type Command = OrderCommand;
+    type Event = OrderEvent;
+    type Error = OrderError;
+
+    /// One row a rule. A command that already took effect is an empty decision, so any command may be repeated.
+    fn handle(&self, command: &OrderCommand, context: &Context) -> Result<Vec<OrderEvent>, OrderError> {
+        use OrderCommand::*;
+        use OrderEvent::*;
+        let event = match (self, command) {
+            (Self::New, Place { customer, store, lines }) => {
+                OrderPlaced(Purchase::new(*customer, *store, context.now, lines.clone())?)
+            }
+            (Self::Open(there) | Self::Confirmed(there), Place { customer, store, lines })
+                if (there.customer, there.store, &there.lines) == (*customer, *store, lines) =>
+            {
+                return Ok(vec![]);
+            }
+            (Self::Open(_) | Self::Confirmed(_) | Self::Shipped | Self::Cancelled | Self::Past(_), Place { .. }) => {
+                return Err(OrderError::PlacedBefore);
+            }
+
+            (Self::Open(there), ChangeLines { lines }) if there.lines == *lines => return Ok(vec![]),
+            (Self::Open(there), ChangeLines { lines }) => {
+                LinesChanged { before: there.clone(), after: there.with_lines(lines.clone())? }
+            }
+            (Self::Confirmed(_), ChangeLines { .. }) => return Err(OrderError::Confirmed),
+
+            (Self::Open(there), Confirm) => OrderConfirmed { customer: there.customer },
+            (Self::Confirmed(_) | Self::Shipped, Confirm) => return Ok(vec![]),
+
+            (Self::Open(_), Ship) => return Err(OrderError::NotConfirmed),
+            (Self::Confirmed(there), Ship) => OrderShipped { customer: there.customer },
+            (Self::Shipped, Ship) => return Ok(vec![]),
+
+            (Self::Open(there) | Self::Confirmed(there), Cancel { reason }) => {
+                OrderCancelled { purchase: there.clone(), reason: reason.clone() }
+            }
+            (Self::Cancelled, Cancel { .. }) => return Ok(vec![]),
+
+            (Self::New, RecordPast(past)) => {
+                past.check()?;
+                PastOrderRecorded(past.clone())
+            }
+            (Self::Past(there), RecordPast(past)) if there == past => return Ok(vec![]),
+            (Self::Open(_) | Self::Confirmed(_) | Self::Shipped | Self::Cancelled | Self::Past(_), RecordPast(_)) => {
+                return Err(OrderError::OtherContents);
+            }
+
+            (Self::New, ChangeLines { .. } | Confirm | Ship | Cancel { .. }) => return Err(OrderError::NotPlaced),
+            (Self::Shipped, ChangeLines { .. } | Cancel { .. }) => return Err(OrderError::Shipped),
+            (Self::Cancelled, ChangeLines { .. } | Confirm | Ship) => return Err(OrderError::Cancelled),
+            (Self::Past(_), ChangeLines { .. } | Confirm | Ship | Cancel { .. }) => return Err(OrderError::Past),
+        };
+        Ok(vec![event])
+    }
+
+    fn apply(&mut self, event: &OrderEvent) {
+        *self = match (std::mem::take(self), event) {
+            (_, OrderEvent::OrderPlaced(purchase)) => Self::Open(purchase.clone()),
+            (_, OrderEvent::LinesChanged { after, .. }) => Self::Open(after.clone()),
+            (Self::Open(purchase), OrderEvent::OrderConfirmed { .. }) => Self::Confirmed(purchase),
+            (other, OrderEvent::OrderConfirmed { .. }) => other,
+            (_, OrderEvent::OrderShipped { .. }) => Self::Shipped,
+            (_, OrderEvent::OrderCancelled { .. }) => Self::Cancelled,
+            (_, OrderEvent::PastOrderRecorded(purchase)) => Self::Past(purchase.clone()),
+        }
+    }
+}

@@ -1,0 +1,3 @@
+create index on orders (customer, placed_at);
+create index on orders (status) where status in ('open', 'confirmed');
+create index on orders using gin (to_tsvector('simple', products));

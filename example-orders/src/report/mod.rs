@@ -1,0 +1,86 @@
+//! What the read models say.
+
+use std::time::Duration;
+
+use annals::{App, BoxError, Position, WaitError};
+use serde::Serialize;
+use sqlx::{PgPool, Row, query};
+
+use crate::{
+    figures::{count, dollars},
+    tables::table,
+};
+
+/// How long the read models may stand still before the report gives up on them.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Everything that was bought, cancelled orders left out.
+#[derive(Debug, PartialEq, Serialize)]
+pub(crate) struct Totals {
+    pub(crate) orders: i64,
+    pub(crate) lines: i64,
+    pub(crate) amount_cents: i64,
+    pub(crate) customers: i64,
+    /// Every event up to here is counted.
+    pub(crate) position: Position,
+}
+
+impl Totals {
+    /// Waits until the read models have caught up, and asks them.
+    ///
+    /// # Errors
+    /// A read model makes no progress, or Postgres cannot be asked.
+    pub(crate) async fn read(app: &App) -> Result<Self, BoxError> {
+        let position = app.store().horizon().await?.safe;
+        catch_up(app, position).await?;
+        let row = query(include_str!("totals.sql")).fetch_one(app.store().pool()).await?;
+        Ok(Self {
+            orders: row.try_get("orders")?,
+            lines: row.try_get("lines")?,
+            amount_cents: row.try_get("amount_cents")?,
+            customers: row.try_get("customers")?,
+            position,
+        })
+    }
+}
+
+/// Prints the totals and what is behind them.
+///
+/// # Errors
+/// As [`Totals::read`].
+pub(crate) async fn print(app: &App) -> Result<(), BoxError> {
+    let totals = Totals::read(app).await?;
+    let mut all = table(["orders", "lines", "amount", "customers", "position"]);
+    let counts = [totals.orders, totals.lines, totals.customers, totals.position.get()].map(count);
+    let [orders, lines, customers, position] = counts;
+    all.add_row([orders, lines, dollars(totals.amount_cents), customers, position]);
+    println!("All orders\n{all}\n");
+
+    let pool = app.store().pool();
+    print_best(pool, "Orders by status", ["status", "orders", "amount"], include_str!("statuses.sql")).await?;
+    print_best(pool, "Best customers", ["customer", "orders", "amount"], include_str!("best_customers.sql")).await?;
+    print_best(pool, "Best departments", ["department", "lines", "amount"], include_str!("best_departments.sql")).await
+}
+
+/// Prints the first rows of a statement that returns (name, count, amount_cents).
+async fn print_best(pool: &PgPool, title: &str, header: [&str; 3], sql: &'static str) -> Result<(), BoxError> {
+    let mut best = table(header);
+    for row in query(sql).bind(5_i64).fetch_all(pool).await? {
+        let name: String = row.try_get("name")?;
+        best.add_row([name, count(row.try_get("count")?), dollars(row.try_get("amount_cents")?)]);
+    }
+    println!("{title}\n{best}\n");
+    Ok(())
+}
+
+/// Waits until every read model shows `position`, as long as they move.
+async fn catch_up(app: &App, position: Position) -> Result<(), WaitError> {
+    let slowest = || app.followers().iter().map(|follower| follower.position).min();
+    let mut seen = slowest();
+    loop {
+        match app.wait_for_all(position, PATIENCE).await {
+            Err(WaitError::Behind { .. }) if slowest() > seen => seen = slowest(),
+            done => return done,
+        }
+    }
+}

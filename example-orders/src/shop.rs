@@ -1,0 +1,71 @@
+//! The running shop: its database, its store, its app.
+
+use std::path::Path;
+
+use annals::{
+    Annals, App, BoxError, Config,
+    embedded::{self, Database},
+};
+
+use crate::{
+    order::Order,
+    read_models::{CustomerSpend, DepartmentSales, OpenOrder, OrderSearch},
+};
+
+/// The running shop.
+pub(crate) struct Shop {
+    pub(crate) app: App,
+    database: Database,
+}
+
+impl Shop {
+    /// Opens the shop on the database of `DATABASE_URL`, or on a private server in `data_dir`.
+    ///
+    /// # Errors
+    /// There is no server, or it cannot be used; each error says what to do.
+    pub(crate) async fn open(data_dir: &Path) -> Result<Self, BoxError> {
+        let options = embedded::Options { data_dir: data_dir.into(), ..Default::default() };
+        let database = embedded::database(options).await?;
+        match start(database.url()).await {
+            Ok(app) => Ok(Self { app, database }),
+            Err(error) => {
+                database.close().await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Where the database comes from, in a line.
+    pub(crate) fn origin(&self) -> &str {
+        self.database.origin()
+    }
+
+    /// Ends the commands and followers that are under way, then leaves the server.
+    ///
+    /// # Errors
+    /// The private server does not stop.
+    pub(crate) async fn close(self) -> Result<(), BoxError> {
+        self.app.shutdown().await;
+        Ok(self.database.close().await?)
+    }
+}
+
+/// Connects to the database at `url` and starts the app on it.
+///
+/// # Errors
+/// The database does not answer, or the store in it is not one that this program can use.
+pub(crate) async fn start(url: &str) -> Result<App, BoxError> {
+    let mut config = Config::new(url);
+    config.application_name = "example-orders".into();
+    let app = Annals::connect(config)
+        .await?
+        .app()
+        .aggregate::<Order>()
+        .view::<CustomerSpend>()
+        .view::<DepartmentSales>()
+        .view::<OpenOrder>()
+        .projector(OrderSearch)
+        .start()
+        .await?;
+    Ok(app)
+}

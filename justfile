@@ -1,0 +1,24 @@
+# `just check` is what CI does.
+check:
+    bash .ci/run
+
+# Format, and mend what clippy can.
+fix:
+    cargo fmt --all
+    cargo clippy --workspace --all-targets --all-features --fix --allow-dirty --allow-staged
+
+# The ordering stress, for as many seconds as you like: millions of events in ten minutes.
+marker seconds="600":
+    ANNALS_MARKER_SECONDS={{seconds}} cargo test --release -p annals-tests marker -- --nocapture
+
+# The small benchmark: append, command, view, beside pgbench and a bare read.
+bench *args:
+    cargo run --release -p bench -- {{args}}
+
+# Licences, bans, sources.
+deny:
+    cargo deny check licenses bans sources
+
+# The crate as it would be published, built by itself.
+package:
+    cargo package -p annals --allow-dirty

@@ -1,0 +1,179 @@
+//! Appends wait in one queue, in bounded number and time, and no transaction that holds a stream holds the others.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use annals::{Append, Config, Metadata, Store, StoreError, testing::database};
+use futures::future::join_all;
+use sqlx::{Connection, PgConnection};
+
+use crate::append::{ANY, append, ask, at, count, events, open, stream, until};
+
+/// How many backends wait for a lock.
+const WAITING: &str =
+    "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+
+/// Keeps every append to the store waiting, until the transaction ends.
+pub(crate) async fn lock_events(conn: &mut PgConnection) {
+    sqlx::raw_sql("begin; lock table annals.events in share mode").execute(conn).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_transaction_that_holds_a_stream_holds_no_other() {
+    let database = database().await;
+    let store = open(database.url()).await;
+    for commits in [true, false] {
+        let name = format!("held-{commits}");
+        let held = stream(&name);
+        let mut holder = PgConnection::connect(database.url()).await.unwrap();
+        let mut transaction = holder.begin().await.unwrap();
+        store.append_in(&mut transaction, vec![append(&name, at(0), 1)], Metadata::default()).await.unwrap();
+
+        let waits = store.append(&held, at(0), events(1));
+        let others = join_all((0..50).map(|nth| {
+            let (store, other) = (&store, stream(format!("other-{commits}-{nth}")));
+            async move { store.append(&other, at(0), events(1)).await }
+        }));
+        let both = async {
+            assert!(others.await.iter().all(Result::is_ok));
+            // They are through, and the transaction is still open.
+            until("the held append waits", async || ask(database.url(), WAITING).await == 1).await;
+            if commits { transaction.commit().await } else { transaction.rollback().await }.unwrap();
+        };
+        let (waited, ()) = tokio::join!(waits, both);
+
+        match waited {
+            Ok(receipt) => assert!(!commits && receipt.version.get() == 1),
+            Err(StoreError::Conflict { actual, .. }) => assert!(commits && actual.get() == 1),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(count(&store).await, 102);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_that_waits_for_a_held_stream_too_long_is_certainly_not_written() {
+    let database = database().await;
+    let config = Config { append_deadline: Duration::from_secs(3), ..Config::new(database.url()) };
+    let store = Store::connect(config).await.unwrap();
+    let mut holder = PgConnection::connect(database.url()).await.unwrap();
+    let mut transaction = holder.begin().await.unwrap();
+    store.append_in(&mut transaction, vec![append("held-1", at(0), 1)], Metadata::default()).await.unwrap();
+
+    // More of them than there are lanes for held streams.
+    let waiting = join_all((0..4).map(|_| store.append_all(vec![append("held-1", ANY, 1)], Metadata::default()))).await;
+
+    for result in &waiting {
+        assert!(matches!(result, Err(StoreError::Timeout { .. })), "{result:?}");
+    }
+    transaction.commit().await.unwrap();
+    until("nobody waits any more", async || ask(database.url(), WAITING).await == 0).await;
+    assert_eq!(count(&store).await, 1);
+    store.append(&stream("held-1"), at(1), events(1)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_refuses_what_comes_next() {
+    let database = database().await;
+    let store = Store::connect(Config { append_queue: 4, ..Config::new(database.url()) }).await.unwrap();
+    let mut holder = PgConnection::connect(database.url()).await.unwrap();
+    lock_events(&mut holder).await;
+
+    let one = |nth| {
+        let store = &store;
+        async move { store.append(&stream(format!("note-{nth}")), at(0), events(1)).await }
+    };
+    let refusal = async {
+        let refused = one(4).await;
+        holder.close().await.unwrap();
+        refused
+    };
+    let (accepted, refused) = tokio::join!(join_all((0..4).map(one)), refusal);
+
+    assert!(accepted.iter().all(Result::is_ok), "{accepted:?}");
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused, StoreError::Overloaded { waiting: 4 }) && refused.is_retryable(), "{refused:?}");
+    assert_eq!(count(&store).await, 4);
+    one(4).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_a_store_writes_what_waits_and_takes_no_more() {
+    let database = database().await;
+    let store = open(database.url()).await;
+    let mut holder = PgConnection::connect(database.url()).await.unwrap();
+    lock_events(&mut holder).await;
+
+    let appends = join_all((0..20).map(|nth| {
+        let store = &store;
+        async move { store.append(&stream(format!("note-{nth}")), at(0), events(1)).await }
+    }));
+    let closed = AtomicBool::new(false);
+    let closing = async {
+        store.close().await;
+        closed.store(true, Ordering::SeqCst);
+        ask(database.url(), "select count(*) from annals.events").await
+    };
+    let release = async {
+        let late = store.append(&stream("late-1"), at(0), events(1)).await;
+        assert!(matches!(late, Err(StoreError::Closed)), "{late:?}");
+        until("an append waits for the lock", async || ask(database.url(), WAITING).await > 0).await;
+        assert!(!closed.load(Ordering::SeqCst), "it waits for what was accepted");
+        holder.close().await.unwrap();
+    };
+    let (appends, written, ()) = tokio::join!(appends, closing, release);
+
+    assert!(appends.iter().all(Result::is_ok), "{appends:?}");
+    assert_eq!(written, 20, "all of them before close returned");
+    let late = store.read_stream_page(&stream("note-1"), annals::ReadStream::default(), 1).await;
+    assert!(matches!(late, Err(StoreError::Closed)), "{late:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_dropped_leaves_no_connection_behind() {
+    let database = database().await;
+    let store = open(database.url()).await;
+    let mut holder = PgConnection::connect(database.url()).await.unwrap();
+    lock_events(&mut holder).await;
+
+    for nth in 0..20 {
+        let (store, append) = (store.clone(), append(&format!("note-{nth}"), at(0), 1));
+        let task = tokio::spawn(async move { store.append_all(vec![append], Metadata::default()).await });
+        if nth > 0 {
+            // Its caller is gone, in the middle of the call.
+            task.abort();
+        }
+    }
+    until("an append waits for the lock", async || ask(database.url(), WAITING).await > 0).await;
+    drop(store);
+    holder.close().await.unwrap();
+
+    let others = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
+        and backend_type = 'client backend'";
+    until("every connection is closed", async || ask(database.url(), others).await == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn appends_of_any_size_go_through_and_what_is_bigger_is_refused() {
+    let database = database().await;
+    let store = open(database.url()).await;
+    let big = |count| -> Append {
+        let mut append = append("big-1", ANY, count);
+        for event in &mut append.events {
+            *event = annals::NewEvent::new("Big", format!("\"{}\"", "x".repeat(1_000_000)));
+        }
+        append
+    };
+
+    let many = store.append(&stream("many-1"), at(0), events(10_000)).await.unwrap();
+    let appends = (0..4).map(|_| store.append_all(vec![big(4)], Metadata::default()));
+    let written = join_all(appends).await;
+    let refused = store.append_all(vec![big(68)], Metadata::default()).await;
+
+    assert_eq!(many.version.get(), 10_000);
+    assert!(written.iter().all(Result::is_ok));
+    assert!(matches!(refused, Err(StoreError::Invalid(_))), "{refused:?}");
+    assert_eq!(count(&store).await, 10_016);
+}
