@@ -13,16 +13,27 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Aggregate, CommandCounts, ContractError, Either, Id, InvalidInput, Options, Position, Projector, Receipt, StreamId,
-    View,
+    Aggregate, CommandCounts, ContractError, Either, Holder, Horizon, Id, InvalidInput, Options, Position, Projector,
+    Receipt, StreamId, View,
     error::{ExecuteError, StoreError},
     event::contract::Contracts,
     execute::{self, Repository},
     projector::{self, ProjectorFollower},
-    store::Store,
+    store::Annals,
     subscription::{FollowerStatus, Handle, ReadModel, Tail, send_wake_ups},
     view::{self, ViewFollower, ViewSql},
 };
+
+/// How far an app's read models are behind the log, and what keeps them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lag {
+    /// How far the log is final, and how far it has been drawn.
+    pub horizon: Horizon,
+    /// The open transactions that hold the safe position back, lowest first: pid, application, age.
+    pub holders: Vec<Holder>,
+    /// Every read model of this app.
+    pub followers: Vec<FollowerStatus>,
+}
 
 /// Why an app did not start. Nothing runs.
 #[derive(Debug, thiserror::Error)]
@@ -73,10 +84,10 @@ fn because(error: &Option<String>) -> String {
     error.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
 }
 
-type Make = Box<dyn FnOnce(&Store, &Arc<Contracts>) -> (TypeId, Box<dyn Kept>) + Send>;
+type Make = Box<dyn FnOnce(&Annals, &Arc<Contracts>) -> (TypeId, Box<dyn Kept>) + Send>;
 type Check = fn(&Contracts) -> Result<(), ContractError>;
-type Start = Box<dyn FnOnce(Store, Arc<Contracts>) -> Result<Starting, InvalidInput> + Send>;
-type Run = Box<dyn FnOnce(Store, &Tail, CancellationToken) -> Handle + Send>;
+type Start = Box<dyn FnOnce(Annals, Arc<Contracts>) -> Result<Starting, InvalidInput> + Send>;
+type Run = Box<dyn FnOnce(Annals, &Tail, CancellationToken) -> Handle + Send>;
 
 /// A read model before it runs.
 struct Starting {
@@ -87,7 +98,7 @@ struct Starting {
 /// Collects what an app consists of.
 #[must_use = "an app runs once it is started"]
 pub struct Builder {
-    store: Store,
+    store: Annals,
     contracts: Contracts,
     repositories: Vec<Make>,
     readers: Vec<Check>,
@@ -95,7 +106,7 @@ pub struct Builder {
     error: Option<StartError>,
 }
 
-impl Store {
+impl Annals {
     /// Begins an app on this store.
     pub fn app(&self) -> Builder {
         Builder {
@@ -207,7 +218,7 @@ impl<A: Aggregate> Kept for Repository<A> {
 }
 
 struct Inner {
-    store: Store,
+    store: Annals,
     repositories: HashMap<TypeId, Box<dyn Kept>>,
     followers: Mutex<Vec<(&'static str, Handle)>>,
     commands: TaskTracker,
@@ -225,7 +236,7 @@ pub struct App {
 
 impl App {
     /// The store that the app works on.
-    pub fn store(&self) -> &Store {
+    pub fn store(&self) -> &Annals {
         &self.inner.store
     }
 
@@ -282,10 +293,10 @@ impl App {
 
     /// [`App::execute_with`] inside the caller's transaction: the events commit with its other work, or not at all.
     ///
-    /// Read [`Store::append_in`] first: until the transaction ends, every reader waits.
+    /// Read [`Annals::append_in`] first: until the transaction ends, every reader waits.
     ///
     /// # Errors
-    /// As [`App::execute_with`] and [`Store::append_in`].
+    /// As [`App::execute_with`] and [`Annals::append_in`].
     pub async fn execute_in<A: Aggregate>(
         &self,
         conn: &mut PgConnection,
@@ -396,6 +407,16 @@ impl App {
     /// How far every read model of this app has come, and what keeps it.
     pub fn followers(&self) -> Vec<FollowerStatus> {
         self.lock_followers().iter().map(|(_, handle)| handle.status()).collect()
+    }
+
+    /// How far everything is: the log, its read models, and who holds them back.
+    ///
+    /// # Errors
+    /// As any read: [`StoreError::Unavailable`], [`StoreError::Timeout`].
+    pub async fn lag(&self) -> Result<Lag, StoreError> {
+        let horizon = self.inner.store.horizon().await?;
+        let holders = if horizon.safe < horizon.drawn { self.inner.store.holders().await? } else { vec![] };
+        Ok(Lag { horizon, holders, followers: self.followers() })
     }
 
     /// What became of the commands of each aggregate type in this process.

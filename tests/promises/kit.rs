@@ -6,7 +6,7 @@ use std::{
 };
 
 use annals::{
-    Aggregate, App, CommandCounts, Config, Context, Event, ExecuteError, Options, StartError, Store, StoreError,
+    Aggregate, Annals, App, CommandCounts, Config, Context, Event, ExecuteError, Options, StartError, StoreError,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -32,12 +32,12 @@ pub(crate) fn eventually<F: Future<Output = bool>>(
 }
 
 /// A store as another process would open it.
-pub(crate) async fn open(url: &str) -> Store {
+pub(crate) async fn open(url: &str) -> Annals {
     open_with(Config::new(url)).await
 }
 
-pub(crate) async fn open_with(config: Config) -> Store {
-    Store::connect(config).await.unwrap()
+pub(crate) async fn open_with(config: Config) -> Annals {
+    Annals::connect(config).await.unwrap()
 }
 
 /// An app that only takes commands for accounts.

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     Aggregate, InvalidInput, Position, Receipt, StreamId, Version,
     error::{ExecuteError, StoreError},
-    store::{Append, Appended, CommandRecord, Store, Work},
+    store::{Annals, Append, Appended, CommandRecord, Work},
 };
 
 /// Which of two aggregates refused, and why.
@@ -148,7 +148,7 @@ fn settle<A: Aggregate>(
 
 /// The first receipts of a command whose id is known: where its streams stood when it took effect.
 async fn find_receipts(
-    store: &Store,
+    store: &Annals,
     stream_a: &StreamId,
     stream_b: &StreamId,
     record: &Option<CommandRecord>,
@@ -161,7 +161,7 @@ async fn find_receipts(
     Ok(Some((first, second)))
 }
 
-async fn standing_at(store: &Store, stream: &StreamId, version: i64, position: i64) -> Result<Receipt, StoreError> {
+async fn standing_at(store: &Annals, stream: &StreamId, version: i64, position: i64) -> Result<Receipt, StoreError> {
     let row: Option<(i64, i64)> = store
         .inner
         .read("look up a command", |mut conn| {

@@ -23,7 +23,7 @@ pub(crate) use self::{both::execute_both, repository::Repository};
 use crate::{
     Context, InvalidInput, Metadata, PayloadLimits, Recorded, StreamId,
     event::encode::to_json,
-    store::{CommandRecord, Store},
+    store::{Annals, CommandRecord},
 };
 
 /// What may come with a command. The default is nothing.
@@ -168,7 +168,7 @@ impl<C: Serialize + Sync> Body for C {
 /// What a command id stands for: the stream and the whole command, so that a repeat is told from a reuse.
 fn record(
     metadata: &Metadata,
-    store: &Store,
+    store: &Annals,
     commands: &[(&StreamId, &dyn Body)],
 ) -> Result<Option<CommandRecord>, InvalidInput> {
     let Some(command_id) = metadata.command_id else { return Ok(None) };

@@ -19,7 +19,7 @@ use crate::{
         contract::Contracts,
         encode::{encode, to_json},
     },
-    store::{Append, Appended, CommandRecord, NewEvent, Store, Work, within},
+    store::{Annals, Append, Appended, CommandRecord, NewEvent, Work, within},
 };
 
 /// No command waits longer, whatever its caller says.
@@ -30,7 +30,7 @@ type Slot<A> = Arc<Mutex<State<A>>>;
 
 /// Everything this process keeps of one aggregate type.
 pub(crate) struct Repository<A: Aggregate> {
-    pub(super) store: Store,
+    pub(super) store: Annals,
     pub(super) contracts: Arc<Contracts>,
     cache: Cache<StreamId, Slot<A>>,
     pub(super) counters: Counters,
@@ -46,7 +46,7 @@ pub(super) struct Order {
 }
 
 impl Order {
-    pub(super) fn new(options: Options, store: &Store) -> Self {
+    pub(super) fn new(options: Options, store: &Annals) -> Self {
         let limit = options.deadline.unwrap_or(store.config().command_deadline).min(LONGEST);
         let (context, metadata) = options.settle();
         Self { context, metadata, deadline: Instant::now() + limit, limit }
@@ -107,7 +107,7 @@ impl<A: Aggregate> Decision<A> {
 }
 
 impl<A: Aggregate> Repository<A> {
-    pub(crate) fn new(store: Store, contracts: Arc<Contracts>) -> Self {
+    pub(crate) fn new(store: Annals, contracts: Arc<Contracts>) -> Self {
         let cache = Cache::new(store.config().cached_aggregates.max(1));
         Self { store, contracts, cache, counters: Counters::default(), snapshots: Arc::new(Semaphore::new(4)) }
     }
@@ -350,7 +350,7 @@ impl<A: Aggregate> Repository<A> {
 
 /// The first receipt of a command whose id is known; none if it is not.
 pub(super) async fn find_repeated(
-    store: &Store,
+    store: &Annals,
     record: &Option<CommandRecord>,
     order: &Order,
 ) -> Result<Option<Receipt>, StoreError> {
@@ -367,7 +367,7 @@ pub(super) async fn find_repeated(
 
 async fn find_repeated_in(
     conn: &mut PgConnection,
-    store: &Store,
+    store: &Annals,
     record: &Option<CommandRecord>,
 ) -> Result<Option<Receipt>, StoreError> {
     let Some(CommandRecord { command_id, body }) = record else { return Ok(None) };

@@ -7,7 +7,7 @@ use crate::{
     Aggregate, Position, Receipt, Recorded, StreamId, Version,
     error::StoreError,
     event::contract::Contracts,
-    store::{Store, recorded},
+    store::{Annals, recorded},
 };
 
 const PAGE: i64 = 1_000;
@@ -34,7 +34,7 @@ impl<A: Aggregate> State<A> {
     /// Applies what was appended to `self` since it was read. From nothing, it starts at the latest snapshot.
     pub(crate) async fn catch_up(
         self,
-        store: &Store,
+        store: &Annals,
         conn: &mut PgConnection,
         contracts: &Contracts,
         stream: &StreamId,
@@ -52,7 +52,7 @@ impl<A: Aggregate> State<A> {
 
     async fn read(
         mut self,
-        store: &Store,
+        store: &Annals,
         conn: &mut PgConnection,
         contracts: &Contracts,
         stream: &StreamId,

@@ -9,7 +9,7 @@ use crate::{
     error::StoreError,
     event::contract::Contracts,
     sql::StoreName,
-    store::Store,
+    store::Annals,
     subscription::{Applied, Batch, FollowError, Follower, ReadModel},
 };
 
@@ -37,7 +37,7 @@ pub(crate) struct ProjectorFollower<P> {
 }
 
 impl<P: Projector> ProjectorFollower<P> {
-    pub(crate) fn new(projector: P, store: &Store, contracts: Arc<Contracts>) -> Result<Self, InvalidInput> {
+    pub(crate) fn new(projector: P, store: &Annals, contracts: Arc<Contracts>) -> Result<Self, InvalidInput> {
         let name = &store.inner.name;
         let schema = name.read_model(P::NAME)?;
         let begin = schema.instantiate_model(name, include_str!("../sql/begin_projection.sql"));

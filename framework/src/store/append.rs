@@ -14,7 +14,7 @@ use crate::{
     error::StoreError,
     event::json::check_json,
     store::{
-        Store,
+        Annals,
         lane::{Appended, Batch, Fault},
         within,
     },
@@ -151,7 +151,7 @@ fn check_event(event: &NewEvent, limits: &Limits) -> Result<(), InvalidInput> {
 
 const APPEND_IN: &str = "append inside the caller's transaction";
 
-impl Store {
+impl Annals {
     /// Appends `events` to the end of `stream`, all of them or none.
     ///
     /// Returns once they are committed and flushed. Many callers share one commit.
@@ -178,7 +178,7 @@ impl Store {
     /// Appends to several streams at once, to all of them or to none. Returns one receipt a stream, in order.
     ///
     /// # Errors
-    /// As [`Store::append`]; a conflict names the first stream that is not as expected.
+    /// As [`Annals::append`]; a conflict names the first stream that is not as expected.
     pub async fn append_all(&self, appends: Vec<Append>, metadata: Metadata) -> Result<Vec<Receipt>, StoreError> {
         check_events(&appends, &self.inner.config.limits)?;
         let work = Work::new(appends, metadata, None, &self.inner.config.limits)?;
@@ -199,7 +199,7 @@ impl Store {
     /// [`Config::transaction_deadline`]: crate::Config::transaction_deadline
     ///
     /// # Errors
-    /// As [`Store::append`], and [`StoreError::Invalid`] if `conn` is not in such a transaction.
+    /// As [`Annals::append`], and [`StoreError::Invalid`] if `conn` is not in such a transaction.
     pub async fn append_in(
         &self,
         conn: &mut PgConnection,

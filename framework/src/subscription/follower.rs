@@ -27,7 +27,7 @@ use super::{
 use crate::{
     Payload, Position, Recorded,
     error::StoreError,
-    store::{ReadLog, Store, within},
+    store::{Annals, ReadLog, within},
 };
 
 /// Events of one batch at most.
@@ -116,7 +116,7 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    pub(crate) fn start<F: Follower>(follower: F, store: Store, tail: &Tail, stop: CancellationToken) -> Self {
+    pub(crate) fn start<F: Follower>(follower: F, store: Annals, tail: &Tail, stop: CancellationToken) -> Self {
         let status = Arc::new(Mutex::new(FollowerStatus {
             name: follower.name(),
             state: FollowerState::Starting,
@@ -159,7 +159,7 @@ impl Handle {
 
 struct Runner<F> {
     follower: F,
-    store: Store,
+    store: Annals,
     frontier: watch::Receiver<Frontier>,
     recent: Arc<Recent>,
     turns: Arc<Semaphore>,

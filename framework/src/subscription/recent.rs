@@ -8,8 +8,10 @@ use std::{
 use crate::{Payload, Position, Recorded};
 
 /// What is kept at most, in payload bytes and in events.
-const BYTES: usize = 16 << 20;
+const BYTES: usize = 8 << 20;
 const EVENTS: usize = 20_000;
+/// Payload bytes that one follower takes at once.
+const BATCH_BYTES: usize = 2 << 20;
 
 /// Every event behind `after`, up to where the tail has read.
 #[derive(Default)]
@@ -60,13 +62,15 @@ impl Recent {
         }
         let start = window.events.partition_point(|event| event.position <= after);
         let mut found = Found { events: vec![], last: None, all: true };
+        let mut bytes = 0;
         for event in window.events.range(start..) {
-            if found.events.len() == limit {
+            if found.events.len() == limit || bytes >= BATCH_BYTES {
                 found.all = false;
                 break;
             }
             found.last = Some(event.position);
             if categories.iter().any(|category| category == event.stream.category()) {
+                bytes += size(event);
                 found.events.push(event.clone());
             }
         }

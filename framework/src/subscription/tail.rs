@@ -13,7 +13,7 @@ use super::{failure::Failure, recent::Recent, wake_up};
 use crate::{
     Position,
     error::StoreError,
-    store::{ReadLog, Store, connect, horizon, within},
+    store::{Annals, ReadLog, connect, horizon, within},
 };
 
 /// How long the tail waits before it connects again: longer with each failure, anew after each success.
@@ -48,7 +48,7 @@ pub(crate) struct Tail {
 
 impl Tail {
     /// Starts reading, until `stop`.
-    pub(crate) fn start(store: Store, stop: CancellationToken) -> Self {
+    pub(crate) fn start(store: Annals, stop: CancellationToken) -> Self {
         let (sender, frontier) = watch::channel(Frontier::default());
         let (trouble_sender, trouble) = watch::channel(None);
         let recent = Arc::new(Recent::default());
@@ -67,7 +67,7 @@ impl Tail {
 }
 
 struct Reader {
-    store: Store,
+    store: Annals,
     recent: Arc<Recent>,
     frontier: watch::Sender<Frontier>,
     trouble: watch::Sender<Option<String>>,

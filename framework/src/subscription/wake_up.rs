@@ -9,17 +9,17 @@ use sqlx::postgres::PgListener;
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{Store, pool, within};
+use crate::store::{Annals, pool, within};
 
 /// The shortest time between two wake-ups of one process.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-fn channel(store: &Store) -> String {
+fn channel(store: &Annals) -> String {
     format!("annals:{}", store.name())
 }
 
 /// Rings `woken` for every wake-up, and after every lost connection.
-pub(super) async fn listen(store: Store, woken: Arc<Notify>, stop: CancellationToken) {
+pub(super) async fn listen(store: Annals, woken: Arc<Notify>, stop: CancellationToken) {
     // A pool of its own: a listener keeps its connection, and would take it from the followers.
     let inner = &store.inner;
     let own = pool(&inner.config, &inner.sql, 1).connect_lazy_with(inner.options.clone());
@@ -44,7 +44,7 @@ pub(super) async fn listen(store: Store, woken: Arc<Notify>, stop: CancellationT
 }
 
 /// Tells the other processes of this one's appends.
-pub(crate) async fn send(store: Store, stop: CancellationToken) {
+pub(crate) async fn send(store: Annals, stop: CancellationToken) {
     let mut appended = store.inner.appender.appended.subscribe();
     let sending = async {
         while appended.changed().await.is_ok() {

@@ -13,7 +13,7 @@ use crate::{
     error::StoreError,
     event::{contract::Contracts, encode::to_json},
     sql::StoreName,
-    store::Store,
+    store::Annals,
     subscription::{Applied, Batch, FollowError, Follower, ReadModel},
 };
 
@@ -63,7 +63,7 @@ pub(crate) struct ViewFollower<V> {
 }
 
 impl<V: View> ViewFollower<V> {
-    pub(crate) fn new(store: &Store, contracts: Arc<Contracts>) -> Result<Self, crate::InvalidInput> {
+    pub(crate) fn new(store: &Annals, contracts: Arc<Contracts>) -> Result<Self, crate::InvalidInput> {
         let categories = contracts.categories_of::<V::Event>().into_iter().map(str::to_owned).collect();
         let sql = ViewSql::new::<V>(&store.inner.name)?;
         // A document is folded from many events, so the limit of one payload does not bound it.

@@ -1,8 +1,8 @@
 //! P6: what does not fit together is found at the start, before a command is taken.
 
 use annals::{
-    Aggregate, BoxError, Change, Config, Context, ContractError, Event, Id, InvalidInput, Projector, Recorded,
-    StartError, Store, StoreError, Upcast, View, testing::database,
+    Aggregate, Annals, BoxError, Change, Config, Context, ContractError, Event, Id, InvalidInput, Projector, Recorded,
+    StartError, StoreError, Upcast, View, testing::database,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -156,8 +156,8 @@ async fn names_of_read_models_that_cannot_be_are_refused_and_nothing_is_set_up()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_not_there_is_a_typed_error() {
-    let nobody = Store::connect(Config::new("postgres://annals:secret@127.0.0.1:1/nowhere")).await.unwrap_err();
-    let unnamed = Store::connect(Config::new("not a url")).await.unwrap_err();
+    let nobody = Annals::connect(Config::new("postgres://annals:secret@127.0.0.1:1/nowhere")).await.unwrap_err();
+    let unnamed = Annals::connect(Config::new("not a url")).await.unwrap_err();
 
     assert!(matches!(nobody, StoreError::Unavailable { .. }) && nobody.is_retryable(), "{nobody:?}");
     assert!(!format!("{nobody} {nobody:?}").contains("secret"));

@@ -1,7 +1,7 @@
 //! P6: an event that this build cannot read is named exactly; older ones are led to the current version.
 
 use annals::{
-    Aggregate, App, Change, Context, Event, ExpectedVersion, Id, NewEvent, Recorded, Store, StoreError, StreamId,
+    Aggregate, Annals, App, Change, Context, Event, ExpectedVersion, Id, NewEvent, Recorded, StoreError, StreamId,
     Upcast, View, testing::database,
 };
 use schemars::JsonSchema;
@@ -33,7 +33,7 @@ impl View for Seen {
     }
 }
 
-async fn write(store: &Store, stream: &str, event_type: &'static str, schema_version: u16, json: &str) {
+async fn write(store: &Annals, stream: &str, event_type: &'static str, schema_version: u16, json: &str) {
     let event = NewEvent { schema_version, ..NewEvent::new(event_type, json) };
     store.append(&StreamId::new(stream).unwrap(), ExpectedVersion::Any, vec![event]).await.unwrap();
 }
@@ -214,7 +214,7 @@ impl View for Meter {
     }
 }
 
-async fn meters(store: &Store) -> App {
+async fn meters(store: &Annals) -> App {
     store.app().aggregate::<Meter>().view::<Meter>().start().await.unwrap()
 }
 
