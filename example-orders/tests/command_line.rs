@@ -119,3 +119,71 @@ async fn the_tour_can_be_taken_twice() {
         }
     }
 }
+
+/// The sample eight times, each time with other order ids.
+fn eightfold() -> File {
+    let mut lines: Vec<String> = SAMPLE.lines().take(1).map(str::to_owned).collect();
+    for copy in 1..=8 {
+        lines.extend(SAMPLE.lines().skip(1).map(|line| format!("{copy}{line}")));
+    }
+    File::new("eightfold", lines.join("\n").as_bytes())
+}
+
+/// Starts an import and, once some orders are stored, sends it `signal`. Returns its exit code, and what it printed last.
+async fn interrupt(database: &TestDatabase, file: &File, signal: &str) -> (Option<i32>, String) {
+    let import = Command::new(env!("CARGO_BIN_EXE_example-orders"))
+        .args(["import", file.path(), "--json"])
+        .env("DATABASE_URL", database.url())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let pool = database.pool().await;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        let stored = "select count(*) from annals.events";
+        if sqlx::query_scalar::<_, i64>(stored).fetch_one(&pool).await.is_ok_and(|stored| stored >= 500) {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "the import stores nothing");
+        tokio::task::yield_now().await;
+    }
+    Command::new("kill").args([signal, &import.id().to_string()]).status().unwrap();
+    answer(&import.wait_with_output().unwrap())
+}
+
+async fn completes(database: &TestDatabase, file: &File) {
+    let (code, json) = answer(&run(database, &["import", file.path(), "--json"]));
+    assert_eq!(code, Some(0), "{json}");
+    let field = |name: &str| {
+        let rest = json.split_once(&format!("\"{name}\":")).unwrap().1;
+        rest.split([',', '}']).next().unwrap().parse::<u64>().unwrap()
+    };
+    assert_eq!(field("orders_accepted") + field("orders_already_there"), 8_000, "{json}");
+    assert!(field("orders_already_there") >= 500, "{json}");
+
+    let (_, json) = answer(&run(database, &["report", "--json"]));
+    let counts = "{\"orders\":8000,\"lines\":83104,\"amount_cents\":24628232,\"customers\":711,\"position\":";
+    assert!(json.starts_with(counts), "{json}");
+}
+
+#[tokio::test]
+async fn an_import_that_was_killed_is_completed_by_the_next() {
+    let (database, file) = (database().await, eightfold());
+
+    let (code, _) = interrupt(&database, &file, "-KILL").await;
+
+    assert_eq!(code, None);
+    completes(&database, &file).await;
+}
+
+#[tokio::test]
+async fn an_import_that_is_told_to_stop_drains_and_is_completed_by_the_next() {
+    let (database, file) = (database().await, eightfold());
+
+    let (code, json) = interrupt(&database, &file, "-TERM").await;
+
+    assert_eq!(code, Some(0));
+    assert!(json.starts_with("{\"orders_accepted\":"), "{json}");
+    completes(&database, &file).await;
+}
