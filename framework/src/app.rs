@@ -9,20 +9,31 @@ use std::{
 
 use futures::future::{BoxFuture, join_all};
 use sqlx::PgConnection;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Aggregate, CommandCounts, ContractError, Either, Id, InvalidInput, Options, Position, Projector, Receipt, StreamId,
-    View,
+    Aggregate, CommandCounts, ContractError, Either, Holder, Horizon, Id, InvalidInput, Options, Position, Projector,
+    Receipt, StreamId, View,
     error::{ExecuteError, StoreError},
     event::contract::Contracts,
     execute::{self, Repository},
     projector::{self, ProjectorFollower},
-    store::Store,
-    subscription::{FollowerStatus, Handle, ReadModel, Tail},
+    store::Annals,
+    subscription::{FollowerStatus, Handle, ReadModel, Tail, send_wake_ups},
     view::{self, ViewFollower, ViewSql},
 };
+
+/// How far an app's read models are behind the log, and what keeps them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lag {
+    /// How far the log is final, and how far it has been drawn.
+    pub horizon: Horizon,
+    /// The open transactions that hold the safe position back, lowest first: pid, application, age.
+    pub holders: Vec<Holder>,
+    /// Every read model of this app.
+    pub followers: Vec<FollowerStatus>,
+}
 
 /// Why an app did not start. Nothing runs.
 #[derive(Debug, thiserror::Error)]
@@ -73,10 +84,10 @@ fn because(error: &Option<String>) -> String {
     error.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
 }
 
-type Make = Box<dyn FnOnce(&Store, &Arc<Contracts>) -> (TypeId, Box<dyn Kept>) + Send>;
+type Make = Box<dyn FnOnce(&Annals, &Arc<Contracts>) -> (TypeId, Box<dyn Kept>) + Send>;
 type Check = fn(&Contracts) -> Result<(), ContractError>;
-type Start = Box<dyn FnOnce(Store, Arc<Contracts>) -> Result<Starting, InvalidInput> + Send>;
-type Run = Box<dyn FnOnce(Store, &Tail, CancellationToken) -> Handle + Send>;
+type Start = Box<dyn FnOnce(Annals, Arc<Contracts>) -> Result<Starting, InvalidInput> + Send>;
+type Run = Box<dyn FnOnce(Annals, &Tail, CancellationToken) -> Handle + Send>;
 
 /// A read model before it runs.
 struct Starting {
@@ -87,7 +98,7 @@ struct Starting {
 /// Collects what an app consists of.
 #[must_use = "an app runs once it is started"]
 pub struct Builder {
-    store: Store,
+    store: Annals,
     contracts: Contracts,
     repositories: Vec<Make>,
     readers: Vec<Check>,
@@ -95,7 +106,7 @@ pub struct Builder {
     error: Option<StartError>,
 }
 
-impl Store {
+impl Annals {
     /// Begins an app on this store.
     pub fn app(&self) -> Builder {
         Builder {
@@ -169,13 +180,17 @@ impl Builder {
         }
         let (store, contracts) = (self.store, Arc::new(self.contracts));
         let repositories = self.repositories.into_iter().map(|make| make(&store, &contracts)).collect();
+        let starting =
+            self.followers.into_iter().map(|(name, start)| Ok((name, start(store.clone(), contracts.clone())?)));
+        let starting: Vec<_> = starting.collect::<Result<_, InvalidInput>>()?;
         let mut runs = vec![];
-        for (name, start) in self.followers {
-            let starting = start(store.clone(), contracts.clone())?;
-            starting.model.set_up(&store).await?;
-            runs.push((name, starting.run));
+        for (name, Starting { model, run }) in starting {
+            model.set_up(&store).await?;
+            runs.push((name, run));
         }
         let stop = CancellationToken::new();
+        // Also where nothing follows: other processes do.
+        tokio::spawn(send_wake_ups(store.clone(), stop.clone()));
         let tail = (!runs.is_empty()).then(|| Tail::start(store.clone(), stop.clone()));
         let mut followers = vec![];
         if let Some(tail) = &tail {
@@ -203,7 +218,7 @@ impl<A: Aggregate> Kept for Repository<A> {
 }
 
 struct Inner {
-    store: Store,
+    store: Annals,
     repositories: HashMap<TypeId, Box<dyn Kept>>,
     followers: Mutex<Vec<(&'static str, Handle)>>,
     commands: TaskTracker,
@@ -221,7 +236,7 @@ pub struct App {
 
 impl App {
     /// The store that the app works on.
-    pub fn store(&self) -> &Store {
+    pub fn store(&self) -> &Annals {
         &self.inner.store
     }
 
@@ -278,10 +293,10 @@ impl App {
 
     /// [`App::execute_with`] inside the caller's transaction: the events commit with its other work, or not at all.
     ///
-    /// Read [`Store::append_in`] first: until the transaction ends, every reader waits.
+    /// Read [`Annals::append_in`] first: until the transaction ends, every reader waits.
     ///
     /// # Errors
-    /// As [`App::execute_with`] and [`Store::append_in`].
+    /// As [`App::execute_with`] and [`Annals::append_in`].
     pub async fn execute_in<A: Aggregate>(
         &self,
         conn: &mut PgConnection,
@@ -363,18 +378,18 @@ impl App {
         let Some((name, mut seen)) = self.lock_followers().iter().find_map(found) else {
             return Err(WaitError::Unknown { name: name.into() });
         };
-        let reached = timeout(longest, seen.wait_for(|at| *at >= position)).await;
-        if matches!(reached, Ok(Ok(_))) {
+        let begun = Instant::now();
+        if let Ok(Ok(_)) = timeout(longest, seen.wait_for(|at| *at >= position)).await {
             return Ok(());
         }
         let status = self.followers().into_iter().find(|status| status.name == name);
-        let at = status.as_ref().map_or(Position::START, |status| status.position);
+        let at = *seen.borrow();
         Err(WaitError::Behind {
             name,
             at,
             position,
             behind: position.get() - at.get(),
-            waited: longest,
+            waited: begun.elapsed(),
             last_error: status.and_then(|status| status.last_error),
         })
     }
@@ -394,6 +409,16 @@ impl App {
         self.lock_followers().iter().map(|(_, handle)| handle.status()).collect()
     }
 
+    /// How far everything is: the log, its read models, and who holds them back.
+    ///
+    /// # Errors
+    /// As any read: [`StoreError::Unavailable`], [`StoreError::Timeout`].
+    pub async fn lag(&self) -> Result<Lag, StoreError> {
+        let horizon = self.inner.store.horizon().await?;
+        let holders = if horizon.safe < horizon.drawn { self.inner.store.holders().await? } else { vec![] };
+        Ok(Lag { horizon, holders, followers: self.followers() })
+    }
+
     /// What became of the commands of each aggregate type in this process.
     pub fn command_counts(&self) -> Vec<CommandCounts> {
         let mut counts: Vec<_> = self.inner.repositories.values().map(|kept| kept.counts()).collect();
@@ -404,9 +429,9 @@ impl App {
     /// Takes no more commands, lets those under way end, lets followers save their checkpoints, and closes the store:
     /// within [`Config::drain_deadline`](crate::Config::drain_deadline), after which the rest is left as a crash would.
     pub async fn shutdown(&self) {
-        let deadline = self.inner.store.config().drain_deadline;
+        let deadline = Instant::now() + self.inner.store.config().drain_deadline;
         self.inner.commands.close();
-        if timeout(deadline, self.inner.commands.wait()).await.is_err() {
+        if timeout_at(deadline, self.inner.commands.wait()).await.is_err() {
             tracing::warn!(commands = self.inner.commands.len(), "commands did not end within the drain deadline");
         }
         self.inner.stop.cancel();
@@ -415,7 +440,7 @@ impl App {
             .into_iter()
             .map(|(name, mut handle)| {
                 let end = async move {
-                    if timeout(deadline, &mut handle.task).await.is_err() {
+                    if timeout_at(deadline, &mut handle.task).await.is_err() {
                         tracing::warn!(follower = name, "a follower did not end within the drain deadline");
                         handle.task.abort();
                     }
@@ -424,7 +449,7 @@ impl App {
             })
             .collect();
         join_all(ends).await;
-        if timeout(deadline, self.inner.store.close()).await.is_err() {
+        if timeout_at(deadline, self.inner.store.close()).await.is_err() {
             tracing::warn!("the store did not close within the drain deadline");
         }
     }

@@ -31,10 +31,12 @@ pub struct Config {
     pub read_connections: u32,
     /// Connections for views and projectors.
     pub follower_connections: u32,
-    /// Connections of the pool that [`Store::pool`](crate::Store::pool) hands out for SQL of your own.
+    /// Connections of the pool that [`Annals::pool`](crate::Annals::pool) hands out for SQL of your own.
     pub user_connections: u32,
     /// Appends that may wait. One more is refused as [`Overloaded`](crate::StoreError::Overloaded).
     pub append_queue: usize,
+    /// What stands between this process and Postgres.
+    pub pooler: Pooler,
     /// What may be appended.
     pub limits: Limits,
     /// How long an append may take, queue and conflicts of lanes included.
@@ -59,6 +61,20 @@ pub struct Config {
     pub poll_interval: Duration,
     /// Aggregates of one type whose state is kept in memory.
     pub cached_aggregates: usize,
+}
+
+/// What stands between a process and Postgres.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Pooler {
+    /// Nothing.
+    #[default]
+    None,
+    /// A pooler that keeps one server connection for each of the client's, as PgBouncer does with `pool_mode = session`.
+    Session,
+    /// A pooler that may change the server connection with every transaction. Not supported yet: `connect` refuses it. An
+    /// undeclared one would answer one client with another's rows.
+    Transaction,
 }
 
 /// What may be appended.
@@ -91,6 +107,7 @@ impl Config {
             follower_connections: 4,
             user_connections: 5,
             append_queue: 10_000,
+            pooler: Pooler::None,
             limits: Limits::default(),
             append_deadline: Duration::from_secs(20),
             command_deadline: Duration::from_secs(30),
@@ -117,7 +134,7 @@ impl Config {
     }
 }
 
-/// Defaults without a URL, for [`Store::with_pool`](crate::Store::with_pool).
+/// Defaults without a URL, for [`Annals::with_pool`](crate::Annals::with_pool).
 impl Default for Config {
     fn default() -> Self {
         Self::new("")

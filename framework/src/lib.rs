@@ -1,4 +1,4 @@
-//! Annals.
+#![doc = include_str!("../README.md")]
 
 pub mod aggregate;
 pub mod app;
@@ -17,14 +17,13 @@ pub mod testing;
 pub mod view;
 
 pub use aggregate::{Aggregate, Context};
-pub use app::{App, Builder, StartError, WaitError};
-pub use config::{Config, Limits};
+pub use app::{App, Builder, Lag, StartError, WaitError};
+pub use config::{Config, Limits, Pooler};
 pub use error::{BoxError, ExecuteError, InvalidInput, StoreError, Undecodable};
 pub use event::{ContractError, Event, Metadata, Payload, PayloadLimits, Recorded, Upcast};
 pub use execute::{CommandCounts, Either, Options};
 pub use projector::Projector;
-pub use store::Store as Annals;
-pub use store::{Append, Finding, Holder, Horizon, NewEvent, Page, ReadLog, ReadStream, Roles, Severity, Store};
+pub use store::{Annals, Append, Finding, Holder, Horizon, NewEvent, Page, ReadLog, ReadStream, Roles, Severity};
 pub use stream::{ExpectedVersion, Id, Position, Receipt, StreamId, Version};
 pub use subscription::{FollowerState, FollowerStatus};
 pub use view::{Change, View};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use annals::testing::database;
-use annals::{Append, Config, ExpectedVersion, Metadata, NewEvent, Receipt, Store, StoreError, StreamId, Version};
+use annals::{Annals, Append, Config, ExpectedVersion, Metadata, NewEvent, Receipt, StoreError, StreamId, Version};
 use futures::future::join_all;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::{interval, timeout};
@@ -13,8 +13,8 @@ use crate::{app::LONG, queue::lock_events};
 
 pub(crate) const ANY: ExpectedVersion = ExpectedVersion::Any;
 
-pub(crate) async fn open(url: &str) -> Store {
-    Store::connect(Config::new(url)).await.unwrap()
+pub(crate) async fn open(url: &str) -> Annals {
+    Annals::connect(Config::new(url)).await.unwrap()
 }
 
 pub(crate) fn stream(name: impl Into<String>) -> StreamId {
@@ -41,7 +41,7 @@ pub(crate) async fn ask(url: &str, statement: &str) -> i64 {
     value
 }
 
-pub(crate) async fn count(store: &Store) -> i64 {
+pub(crate) async fn count(store: &Annals) -> i64 {
     sqlx::query_scalar("select count(*) from annals.events").fetch_one(store.pool()).await.unwrap()
 }
 
@@ -144,7 +144,7 @@ async fn many_appends_share_few_commits() {
         let before = ask(&admin, &commits).await;
 
         let config = Config { lock_deadline: LONG, ..Config::new(database.url()) };
-        let store = Store::connect(config).await.unwrap();
+        let store = Annals::connect(config).await.unwrap();
         let append = async |nth| store.append(&stream(format!("{name}-{nth}")), at(0), events(1)).await.unwrap();
         let mut holder = PgConnection::connect(database.url()).await.unwrap();
         lock_events(&mut holder).await;
@@ -179,7 +179,7 @@ async fn many_appends_share_few_commits() {
 async fn an_append_that_is_refused_fails_alone_in_its_batch() {
     let database = database().await;
     let config = Config { append_lanes: 1, ..Config::new(database.url()) };
-    let store = Store::connect(config).await.unwrap();
+    let store = Annals::connect(config).await.unwrap();
 
     let results = join_all((0..60).map(|nth| {
         let (store, expected) = (&store, if nth % 3 == 0 { at(7) } else { at(0) });

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use annals::{Config, InvalidInput, Metadata, Store, StoreError, Version, testing::database};
+use annals::{Annals, Config, InvalidInput, Metadata, StoreError, Version, testing::database};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::timeout;
 
@@ -134,7 +134,7 @@ async fn two_transactions_that_wait_for_each_other_end_in_an_error_for_one() {
 async fn a_transaction_that_idles_after_an_append_is_ended() {
     let database = database().await;
     let config = Config { transaction_deadline: Duration::from_millis(200), ..Config::new(database.url()) };
-    let store = Store::connect(config).await.unwrap();
+    let store = Annals::connect(config).await.unwrap();
     let mut conn = PgConnection::connect(database.url()).await.unwrap();
     let mut transaction = conn.begin().await.unwrap();
 

@@ -1,14 +1,14 @@
 //! What can never be stored is refused with a typed error before anything reaches Postgres; the rest is stored exactly.
 
 use annals::{
-    Append, Config, InvalidInput, Limits, Metadata, NewEvent, PayloadLimits, ReadStream, Store, StoreError, StreamId,
+    Annals, Append, Config, InvalidInput, Limits, Metadata, NewEvent, PayloadLimits, ReadStream, StoreError, StreamId,
     testing::database,
 };
 
 use crate::append::{ANY, append, ask, at, count, events, open, stream};
 
 /// What is said about one event with `payload`.
-async fn refusal(store: &Store, payload: &str) -> InvalidInput {
+async fn refusal(store: &Annals, payload: &str) -> InvalidInput {
     let refused = store.append(&stream("note-1"), ANY, vec![NewEvent::new("Noted", payload)]).await;
     let shown: String = payload.chars().take(60).collect();
     match refused {
@@ -147,7 +147,7 @@ async fn size_depth_and_number_have_limits_that_can_be_set() {
 
     store.append(&stream("note-1"), at(0), vec![long(), NewEvent::new("Noted", nested(100))]).await.unwrap();
     let limits = Limits { payload: PayloadLimits { bytes: 10, depth: 1 }, events: 1, ..Limits::default() };
-    let strict = Store::connect(Config { limits, ..Config::new(database.url()) }).await.unwrap();
+    let strict = Annals::connect(Config { limits, ..Config::new(database.url()) }).await.unwrap();
     assert!(matches!(refusal(&strict, "[[1]]").await, InvalidInput::Field { .. }));
     assert!(matches!(refusal(&strict, &text(11)).await, InvalidInput::PayloadTooLarge { limit: 10, .. }));
     assert!(strict.append(&stream("note-1"), ANY, events(2)).await.is_err());

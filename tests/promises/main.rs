@@ -5,7 +5,10 @@
 mod app;
 mod append;
 mod append_in;
+mod command;
 mod embedded;
+mod follow;
+mod kit;
 mod limits;
 mod marker;
 mod migrate;

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use annals::{App, Config, InvalidInput, ReadLog, ReadStream, Store, StoreError, testing::database};
+use annals::{Annals, App, Config, InvalidInput, ReadLog, ReadStream, StoreError, testing::database};
 use futures::{TryStreamExt, future::join_all};
 use sqlx::{AssertSqlSafe, postgres::PgPoolOptions};
 
@@ -17,11 +17,11 @@ fn named(url: &str, store: &str) -> Config {
 }
 
 async fn app(url: &str, store: &str) -> App {
-    let store = Store::connect(named(url, store)).await.unwrap();
+    let store = Annals::connect(named(url, store)).await.unwrap();
     store.app().aggregate::<Order>().view::<Spend>().projector(Journal).start().await.unwrap()
 }
 
-async fn run(store: &Store, statements: impl Into<String>) {
+async fn run(store: &Annals, statements: impl Into<String>) {
     sqlx::raw_sql(AssertSqlSafe(statements.into())).execute(store.pool()).await.unwrap();
 }
 
@@ -90,7 +90,7 @@ async fn a_store_name_that_is_no_plain_word_is_refused() {
     let database = database().await;
     let long = "a".repeat(31);
     for name in ["", "A", "pg_x", "1a", "_a", "a-b", "a.b", "a\"b", "é", "a b", &long] {
-        let refused = Store::connect(named(database.url(), name)).await;
+        let refused = Annals::connect(named(database.url(), name)).await;
         let Err(StoreError::Invalid(InvalidInput::Other(text))) = &refused else { panic!("{name:?}: {refused:?}") };
         assert!(text.contains("store name"), "{text}");
     }
@@ -100,7 +100,7 @@ async fn a_store_name_that_is_no_plain_word_is_refused() {
 async fn processes_that_start_at_once_make_one_store() {
     let database = database().await;
 
-    let stores = join_all((0..8).map(|_| Store::connect(Config::new(database.url())))).await;
+    let stores = join_all((0..8).map(|_| Annals::connect(Config::new(database.url())))).await;
     let apps = join_all((0..4).map(|_| app(database.url(), "shared"))).await;
 
     for (nth, store) in stores.iter().enumerate() {
@@ -133,13 +133,13 @@ async fn a_role_that_may_not_migrate_only_checks() {
     let options = database.options().username(&role).password("plain");
     let plain = async || {
         let pool = PgPoolOptions::new().connect_lazy_with(options.clone());
-        Store::with_pool(pool, Config::new("")).await
+        Annals::with_pool(pool, Config::new("")).await
     };
 
     let checked = plain().await.unwrap();
     checked.append(&stream("note-1"), at(0), events(1)).await.unwrap();
     let pool = PgPoolOptions::new().connect_lazy_with(options.clone());
-    let nothing_there = Store::with_pool(pool, named("", "other")).await;
+    let nothing_there = Annals::with_pool(pool, named("", "other")).await;
     run(
         &store,
         "alter table annals.migrations rename to hidden; create table annals.migrations (like annals.hidden);
@@ -179,7 +179,7 @@ async fn this_build_works_on_a_newer_builds_store_until_that_says_no() {
     started_later.shutdown().await;
 
     run(&old, "update annals.store set minimum_reader = 2").await;
-    let refused = Store::connect(Config::new(database.url())).await;
+    let refused = Annals::connect(Config::new(database.url())).await;
     let Err(StoreError::Unfit(text)) = &refused else { panic!("{refused:?}") };
     assert!(text.contains("migration 2") && text.contains("deploy the newer build"), "{text}");
 }
@@ -190,7 +190,7 @@ async fn a_migration_that_was_edited_is_refused() {
     let store = open(database.url()).await;
     run(&store, "update annals.migrations set checksum = 'edited'").await;
 
-    let refused = Store::connect(Config::new(database.url())).await;
+    let refused = Annals::connect(Config::new(database.url())).await;
 
     let Err(StoreError::Unfit(text)) = &refused else { panic!("{refused:?}") };
     assert!(text.contains("never edited"), "{text}");
@@ -200,7 +200,7 @@ async fn a_migration_that_was_edited_is_refused() {
 async fn a_store_takes_the_applications_pool_and_leaves_it_alone() {
     let database = database().await;
     let pool = PgPoolOptions::new().max_connections(1).connect_with(database.options()).await.unwrap();
-    let store = Store::with_pool(pool.clone(), Config::new("not read")).await.unwrap();
+    let store = Annals::with_pool(pool.clone(), Config::new("not read")).await.unwrap();
 
     // The application's only connection is taken, and the store works all the same.
     let mut taken = store.pool().begin().await.unwrap();
@@ -223,7 +223,7 @@ async fn an_error_of_connecting_says_what_is_wrong_and_keeps_the_password() {
     let name = database.name();
     let port = port.to_string();
 
-    let connect = async |url: String| Store::connect(Config::new(url)).await.unwrap_err();
+    let connect = async |url: String| Annals::connect(Config::new(url)).await.unwrap_err();
     let refused = connect(url(&user, &host, &port, name)).await;
     let nobody = connect(url(&user, "127.0.0.1", "1", name)).await;
     let nowhere = connect(url(&user, "no-such-host.invalid", &port, name)).await;

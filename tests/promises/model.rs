@@ -1,7 +1,7 @@
 //! P2, P3: whatever is appended and read in whatever order, the store is the plain list that one would expect.
 
 use annals::{
-    Append, Config, ExpectedVersion, Metadata, NewEvent, ReadLog, ReadStream, Store, StoreError, Version,
+    Annals, Append, Config, ExpectedVersion, Metadata, NewEvent, ReadLog, ReadStream, StoreError, Version,
     testing::database,
 };
 use futures::TryStreamExt;
@@ -92,7 +92,7 @@ impl Model {
 
 /// One run on streams of its own, which `run` tells apart from those of the other runs.
 struct Run<'s> {
-    store: &'s Store,
+    store: &'s Annals,
     run: usize,
     model: Model,
 }
@@ -213,7 +213,7 @@ impl Run<'_> {
 fn the_store_is_the_list_that_one_would_expect() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let database = runtime.block_on(database());
-    let store = runtime.block_on(Store::connect(Config::new(database.url()))).unwrap();
+    let store = runtime.block_on(Annals::connect(Config::new(database.url()))).unwrap();
     let runs = std::cell::Cell::new(0);
     let mut runner = TestRunner::new(Cases { cases: 40, failure_persistence: None, ..Cases::default() });
 

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use annals::{Config, NewEvent, ReadStream, Store, StoreError, testing};
+use annals::{Annals, Config, NewEvent, ReadStream, StoreError, testing};
 use futures::future::join_all;
 use sqlx::{Connection, PgConnection};
 use tokio::{
@@ -21,7 +21,7 @@ use crate::{
 type Told = Vec<(Uuid, Result<(), StoreError>)>;
 
 /// One caller that appends to its own stream as long as `goes_on` says so, whatever it is told.
-async fn caller(store: &Store, name: String, mut goes_on: impl FnMut(usize) -> bool) -> Told {
+async fn caller(store: &Annals, name: String, mut goes_on: impl FnMut(usize) -> bool) -> Told {
     let mut told = vec![];
     while goes_on(told.len()) {
         let event = events(1).remove(0);
@@ -218,7 +218,7 @@ async fn a_frozen_server_ends_in_typed_errors_not_in_a_hang() {
         statement_deadline: short,
         ..Config::new(server.url())
     };
-    let store = Store::connect(config).await.unwrap();
+    let store = Annals::connect(config).await.unwrap();
     store.append(&stream("note-0"), at(0), events(1)).await.unwrap();
     server.pause();
 
@@ -227,7 +227,7 @@ async fn a_frozen_server_ends_in_typed_errors_not_in_a_hang() {
     let reads = read_at_once(&store, 16);
     let (told, reads) = timeout(LONG, async { tokio::join!(callers, reads) }).await.expect("no hang");
     let took = begun.elapsed();
-    let connecting = Store::connect(Config { connect_deadline: short, ..Config::new(server.url()) }).await;
+    let connecting = Annals::connect(Config { connect_deadline: short, ..Config::new(server.url()) }).await;
     server.resume();
 
     let told = told.into_iter().flatten().collect::<Told>();
@@ -253,7 +253,7 @@ async fn a_frozen_server_ends_in_typed_errors_not_in_a_hang() {
 }
 
 /// Reads a stream as many times at once, and says for each what came.
-async fn read_at_once(store: &Store, times: usize) -> Vec<Result<(), StoreError>> {
+async fn read_at_once(store: &Annals, times: usize) -> Vec<Result<(), StoreError>> {
     let stream = stream("note-0");
     join_all((0..times).map(|_| store.read_stream_page(&stream, ReadStream::default(), 10)))
         .await

@@ -1,6 +1,6 @@
 //! P11: no role but the owner's can alter history.
 
-use annals::{Config, ExpectedVersion, NewEvent, Severity, Store, StreamId, testing::database};
+use annals::{Annals, Config, ExpectedVersion, NewEvent, Severity, StreamId, testing::database};
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 
 use crate::{app, shop::Order};
@@ -37,7 +37,7 @@ async fn the_writer_role_appends_and_projects_and_cannot_alter_history() {
     let (reader, reads) = login(database.options(), &mut admin, &roles.reader).await;
 
     let pool = sqlx::postgres::PgPoolOptions::new().max_connections(2).connect_with(options.clone()).await.unwrap();
-    let store = Store::with_pool(pool, Config::default()).await.unwrap();
+    let store = Annals::with_pool(pool, Config::default()).await.unwrap();
     let app = store.app().aggregate::<Order>().view::<crate::shop::Spend>().projector(crate::shop::Journal);
     let app = app.start().await.unwrap();
     let receipt = app.execute::<Order>(2, app::place("ada", 2)).await.unwrap();
@@ -80,7 +80,7 @@ async fn the_writer_role_appends_and_projects_and_cannot_alter_history() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_owner_is_stopped_by_the_guards_even_in_a_replication_role() {
     let database = database().await;
-    let store = Store::connect(Config::new(database.url())).await.unwrap();
+    let store = Annals::connect(Config::new(database.url())).await.unwrap();
     let stream = StreamId::new("a-1").unwrap();
     store.append(&stream, ExpectedVersion::NoStream, vec![NewEvent::new("A", "{}")]).await.unwrap();
 
@@ -95,7 +95,7 @@ async fn the_owner_is_stopped_by_the_guards_even_in_a_replication_role() {
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_names_what_is_missing_and_what_cures_it() {
     let database = database().await;
-    let store = Store::connect(Config::new(database.url())).await.unwrap();
+    let store = Annals::connect(Config::new(database.url())).await.unwrap();
     let pool = database.pool().await;
     let healthy = store.doctor().await.unwrap();
     assert!(healthy.iter().any(|finding| finding.what.contains("superuser")), "{healthy:?}");

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use annals::{Config, Store, StoreError};
+use annals::{Annals, Config, StoreError};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -64,8 +64,8 @@ impl Proxy {
     }
 
     /// A store that reaches its server through here.
-    pub(crate) async fn store(&self, config: Config) -> Result<Store, StoreError> {
-        Store::with_pool(PgPoolOptions::new().connect_lazy_with(self.options.clone()), config).await
+    pub(crate) async fn store(&self, config: Config) -> Result<Annals, StoreError> {
+        Annals::with_pool(PgPoolOptions::new().connect_lazy_with(self.options.clone()), config).await
     }
 
     /// Lets `fault` happen to the connection that next sends `text`.

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use annals::{Append, Config, Metadata, Store, StoreError, testing::database};
+use annals::{Annals, Append, Config, Metadata, StoreError, testing::database};
 use futures::future::join_all;
 use sqlx::{Connection, PgConnection};
 
@@ -58,7 +58,7 @@ async fn an_open_transaction_that_holds_a_stream_holds_no_other() {
 async fn an_append_that_waits_for_a_held_stream_too_long_is_certainly_not_written() {
     let database = database().await;
     let config = Config { append_deadline: Duration::from_secs(3), ..Config::new(database.url()) };
-    let store = Store::connect(config).await.unwrap();
+    let store = Annals::connect(config).await.unwrap();
     let mut holder = PgConnection::connect(database.url()).await.unwrap();
     let mut transaction = holder.begin().await.unwrap();
     store.append_in(&mut transaction, vec![append("held-1", at(0), 1)], Metadata::default()).await.unwrap();
@@ -114,7 +114,7 @@ async fn appends_keep_their_order_except_behind_a_stream_that_another_transactio
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_refuses_what_comes_next() {
     let database = database().await;
-    let store = Store::connect(Config { append_queue: 4, ..Config::new(database.url()) }).await.unwrap();
+    let store = Annals::connect(Config { append_queue: 4, ..Config::new(database.url()) }).await.unwrap();
     let mut holder = PgConnection::connect(database.url()).await.unwrap();
     lock_events(&mut holder).await;
 

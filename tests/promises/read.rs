@@ -1,6 +1,6 @@
 //! Streams and the log are read a page at a time, whole and in order, in bounded memory.
 
-use annals::{NewEvent, Payload, Position, ReadLog, ReadStream, Recorded, Store, Version, testing::database};
+use annals::{Annals, NewEvent, Payload, Position, ReadLog, ReadStream, Recorded, Version, testing::database};
 use futures::{Stream, TryStreamExt};
 use sqlx::Connection;
 
@@ -11,7 +11,7 @@ fn versions(events: &[Recorded<Payload>]) -> Vec<i64> {
 }
 
 /// What `read` finds in stream `note-1`, page by page of `limit`, which must be the same as the stream of it.
-async fn read(store: &Store, read: ReadStream, limit: usize) -> Vec<i64> {
+async fn read(store: &Annals, read: ReadStream, limit: usize) -> Vec<i64> {
     let (mut all, mut next) = (vec![], Some(read));
     while let Some(from) = next {
         let page = store.read_stream_page(&stream("note-1"), from, limit).await.unwrap();

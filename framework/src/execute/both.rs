@@ -1,14 +1,14 @@
 //! One command on each of two aggregates, decided and appended together.
 
 use super::{
-    Counters, Options, record,
+    Answer, Counters, Options, record,
     repository::{Decision, Order, Repository, find_repeated},
     state::State,
 };
 use crate::{
-    Aggregate, InvalidInput, Receipt, StreamId, Version,
+    Aggregate, InvalidInput, Position, Receipt, StreamId, Version,
     error::{ExecuteError, StoreError},
-    store::{Append, Appended, Work},
+    store::{Annals, Append, Appended, CommandRecord, Work},
 };
 
 /// Which of two aggregates refused, and why.
@@ -24,26 +24,26 @@ pub enum Either<A, B> {
 
 /// A repository, a stream of it, and the command for it.
 pub(crate) type Side<'a, A> = (&'a Repository<A>, StreamId, &'a <A as Aggregate>::Command);
-type Both<A, B> = Result<(Receipt, Receipt), ExecuteError<Either<<A as Aggregate>::Error, <B as Aggregate>::Error>>>;
+type Both<A, B, T> = Result<T, ExecuteError<Either<<A as Aggregate>::Error, <B as Aggregate>::Error>>>;
+type Receipts = (Receipt, Receipt);
 
 /// Handles two commands, and appends what both decide, or nothing if one refuses.
 pub(crate) async fn execute_both<A: Aggregate, B: Aggregate>(
     first: Side<'_, A>,
     second: Side<'_, B>,
     options: Options,
-) -> Both<A, B> {
+) -> Both<A, B, Receipts> {
     let order = Order::new(options, &first.0.store);
     let result = execute_order(&first, &second, &order).await;
-    let appended = result.as_ref().map(|(a, b)| a.appended + b.appended);
-    first.0.count(&first.1, &order, appended);
-    result
+    first.0.count(&first.1, &order, &result);
+    result.map(Answer::into_inner)
 }
 
 async fn execute_order<A: Aggregate, B: Aggregate>(
     (a, stream_a, command_a): &Side<'_, A>,
     (b, stream_b, command_b): &Side<'_, B>,
     order: &Order,
-) -> Both<A, B> {
+) -> Both<A, B, Answer<Receipts>> {
     if stream_a == stream_b {
         return Err(InvalidInput::Other(format!("both commands go to {stream_a}: make them one command")).into());
     }
@@ -80,7 +80,7 @@ async fn execute_order<A: Aggregate, B: Aggregate>(
             (decision_a, decision_b) => {
                 let (events_a, events_b) = (decision_a.into_events(), decision_b.into_events());
                 if events_a.is_empty() && events_b.is_empty() && record.is_none() {
-                    return Ok((state_a.standing(), state_b.standing()));
+                    return Ok(Answer::Empty((state_a.standing(), state_b.standing())));
                 }
                 let appends = vec![
                     a.encode(stream_a, state_a.version, &events_a)?,
@@ -90,11 +90,14 @@ async fn execute_order<A: Aggregate, B: Aggregate>(
                     Ok(Appended::Written(receipts)) => {
                         let receipt_a = settle(a, &mut state_a, stream_a, &events_a, receipts.first());
                         let receipt_b = settle(b, &mut state_b, stream_b, &events_b, receipts.get(1));
-                        return Ok((receipt_a, receipt_b));
+                        return Ok(match receipt_a.appended + receipt_b.appended {
+                            0 => Answer::Empty((receipt_a, receipt_b)),
+                            _ => Answer::Events((receipt_a, receipt_b)),
+                        });
                     }
                     Ok(Appended::Repeated) => {
-                        if let Some(receipt) = find_repeated(&a.store, &record, order).await? {
-                            return Ok((receipt, other_receipt(a, stream_b, receipt).await?));
+                        if let Some(receipts) = find_receipts(&a.store, stream_a, stream_b, &record, order).await? {
+                            return Ok(Answer::Repeated(receipts));
                         }
                     }
                     Err(StoreError::Conflict { .. }) => {
@@ -109,8 +112,8 @@ async fn execute_order<A: Aggregate, B: Aggregate>(
                 continue;
             }
         };
-        return match find_repeated(&a.store, &record, order).await? {
-            Some(receipt) => Ok((receipt, other_receipt(a, stream_b, receipt).await?)),
+        return match find_receipts(&a.store, stream_a, stream_b, &record, order).await? {
+            Some(receipts) => Ok(Answer::Repeated(receipts)),
             None => Err(ExecuteError::Rejected(rejection)),
         };
     }
@@ -120,7 +123,7 @@ async fn execute_order<A: Aggregate, B: Aggregate>(
 async fn append<A: Aggregate>(
     a: &Repository<A>,
     appends: Vec<Append>,
-    record: &Option<crate::store::CommandRecord>,
+    record: &Option<CommandRecord>,
     order: &Order,
 ) -> Result<Appended, StoreError> {
     let work = Work::new(appends, order.metadata.clone(), record.clone(), &a.store.config().limits)?;
@@ -143,21 +146,32 @@ fn settle<A: Aggregate>(
     }
 }
 
-/// The receipt of the second stream of a repeated command: where it stood when the command took effect.
-async fn other_receipt<A: Aggregate>(
-    repository: &Repository<A>,
-    stream: &StreamId,
-    first: Receipt,
-) -> Result<Receipt, StoreError> {
-    let sql = repository.store.inner.sql.read_version_at.clone();
-    let (stream, position) = (stream.clone(), first.position.get());
-    let version: Option<i64> = repository
-        .store
+/// The first receipts of a command whose id is known: where its streams stood when it took effect.
+async fn find_receipts(
+    store: &Annals,
+    stream_a: &StreamId,
+    stream_b: &StreamId,
+    record: &Option<CommandRecord>,
+    order: &Order,
+) -> Result<Option<Receipts>, StoreError> {
+    let Some(found) = find_repeated(store, record, order).await? else { return Ok(None) };
+    // The version is that of the first stream, the position that of the last event of both.
+    let first = standing_at(store, stream_a, found.version.get(), i64::MAX).await?;
+    let second = standing_at(store, stream_b, i64::MAX, found.position.get()).await?;
+    Ok(Some((first, second)))
+}
+
+async fn standing_at(store: &Annals, stream: &StreamId, version: i64, position: i64) -> Result<Receipt, StoreError> {
+    let row: Option<(i64, i64)> = store
         .inner
         .read("look up a command", |mut conn| {
-            let (sql, stream) = (sql.clone(), stream.clone());
-            async move { sqlx::query_scalar(sql).bind(stream.as_str()).bind(position).fetch_one(&mut *conn).await }
+            let (sql, stream) = (store.inner.sql.read_standing.clone(), stream.clone());
+            async move {
+                let query = sqlx::query_as(sql).bind(stream.as_str()).bind(version).bind(position);
+                query.fetch_optional(&mut *conn).await
+            }
         })
         .await?;
-    Ok(Receipt { version: Version::new(version.unwrap_or(0)), ..first })
+    let (version, position) = row.unwrap_or_default();
+    Ok(Receipt { version: Version::new(version), position: Position::new(position), appended: 0 })
 }

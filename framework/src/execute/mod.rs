@@ -23,7 +23,7 @@ pub(crate) use self::{both::execute_both, repository::Repository};
 use crate::{
     Context, InvalidInput, Metadata, PayloadLimits, Recorded, StreamId,
     event::encode::to_json,
-    store::{CommandRecord, Store},
+    store::{Annals, CommandRecord},
 };
 
 /// What may come with a command. The default is nothing.
@@ -33,7 +33,7 @@ pub struct Options {
     pub command_id: Option<Uuid>,
     /// Who sends it.
     pub actor: Option<String>,
-    /// Joins everything that one request leads to. The command's own first event begins a new one if it is not given.
+    /// Joins everything that one request leads to. A new one begins if it is not given.
     pub correlation_id: Option<Uuid>,
     /// The event that led to the command.
     pub causation_id: Option<Uuid>,
@@ -136,6 +136,24 @@ impl Counters {
     }
 }
 
+/// What a command that was accepted came to.
+enum Answer<T> {
+    /// It added events.
+    Events(T),
+    /// It added none.
+    Empty(T),
+    /// Its id had taken effect before, and this is the answer of then.
+    Repeated(T),
+}
+
+impl<T> Answer<T> {
+    fn into_inner(self) -> T {
+        match self {
+            Self::Events(receipt) | Self::Empty(receipt) | Self::Repeated(receipt) => receipt,
+        }
+    }
+}
+
 /// A command of any type, as it is told from another.
 trait Body: Sync {
     fn json(&self, limits: &PayloadLimits) -> Result<String, InvalidInput>;
@@ -150,7 +168,7 @@ impl<C: Serialize + Sync> Body for C {
 /// What a command id stands for: the stream and the whole command, so that a repeat is told from a reuse.
 fn record(
     metadata: &Metadata,
-    store: &Store,
+    store: &Annals,
     commands: &[(&StreamId, &dyn Body)],
 ) -> Result<Option<CommandRecord>, InvalidInput> {
     let Some(command_id) = metadata.command_id else { return Ok(None) };

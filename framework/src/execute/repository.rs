@@ -10,20 +10,27 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{CommandCounts, Counters, Options, record, state::State};
+use super::{Answer, CommandCounts, Counters, Options, record, state::State};
 use crate::{
-    Aggregate, Context, Event, ExpectedVersion, InvalidInput, Metadata, Position, Receipt, StreamId, Version,
+    Aggregate, Context, Event, ExpectedVersion, InvalidInput, Metadata, PayloadLimits, Position, Receipt, StreamId,
+    Version,
     error::{ExecuteError, StoreError},
-    event::{contract::Contracts, encode::encode},
-    store::{Append, Appended, CommandRecord, NewEvent, Store, Work, within},
+    event::{
+        contract::Contracts,
+        encode::{encode, to_json},
+    },
+    store::{Annals, Append, Appended, CommandRecord, NewEvent, Work, within},
 };
+
+/// No command waits longer, whatever its caller says.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The state of one aggregate in memory. Commands of this process to the same aggregate queue here, and never race.
 type Slot<A> = Arc<Mutex<State<A>>>;
 
 /// Everything this process keeps of one aggregate type.
 pub(crate) struct Repository<A: Aggregate> {
-    pub(super) store: Store,
+    pub(super) store: Annals,
     pub(super) contracts: Arc<Contracts>,
     cache: Cache<StreamId, Slot<A>>,
     pub(super) counters: Counters,
@@ -39,8 +46,8 @@ pub(super) struct Order {
 }
 
 impl Order {
-    pub(super) fn new(options: Options, store: &Store) -> Self {
-        let limit = options.deadline.unwrap_or(store.config().command_deadline);
+    pub(super) fn new(options: Options, store: &Annals) -> Self {
+        let limit = options.deadline.unwrap_or(store.config().command_deadline).min(LONGEST);
         let (context, metadata) = options.settle();
         Self { context, metadata, deadline: Instant::now() + limit, limit }
     }
@@ -100,7 +107,7 @@ impl<A: Aggregate> Decision<A> {
 }
 
 impl<A: Aggregate> Repository<A> {
-    pub(crate) fn new(store: Store, contracts: Arc<Contracts>) -> Self {
+    pub(crate) fn new(store: Annals, contracts: Arc<Contracts>) -> Self {
         let cache = Cache::new(store.config().cached_aggregates.max(1));
         Self { store, contracts, cache, counters: Counters::default(), snapshots: Arc::new(Semaphore::new(4)) }
     }
@@ -124,8 +131,8 @@ impl<A: Aggregate> Repository<A> {
     ) -> Result<Receipt, ExecuteError<A::Error>> {
         let order = Order::new(options, &self.store);
         let result = self.execute_order(&stream, command, &order).await;
-        self.count(&stream, &order, result.as_ref().map(|receipt| receipt.appended));
-        result
+        self.count(&stream, &order, &result);
+        result.map(Answer::into_inner)
     }
 
     async fn execute_order(
@@ -133,7 +140,7 @@ impl<A: Aggregate> Repository<A> {
         stream: &StreamId,
         command: &A::Command,
         order: &Order,
-    ) -> Result<Receipt, ExecuteError<A::Error>> {
+    ) -> Result<Answer<Receipt>, ExecuteError<A::Error>> {
         let record = record(&order.metadata, &self.store, &[(stream, command)])?;
         let slot = self.slot(stream);
         let mut state = order.lock(&slot).await?;
@@ -147,23 +154,23 @@ impl<A: Aggregate> Repository<A> {
                     continue;
                 }
                 Decision::Rejected(rejection) => match find_repeated(&self.store, &record, order).await? {
-                    Some(receipt) => return Ok(receipt),
+                    Some(receipt) => return Ok(Answer::Repeated(receipt)),
                     None => return Err(ExecuteError::Rejected(rejection)),
                 },
-                Decision::Empty if record.is_none() => return Ok(state.standing()),
+                Decision::Empty if record.is_none() => return Ok(Answer::Empty(state.standing())),
                 Decision::Empty => vec![],
             };
             let append = self.encode(stream, state.version, &events)?;
             let work = Work::new(vec![append], order.metadata.clone(), record.clone(), &self.store.config().limits)?;
             match self.store.inner.appender.append(work, order.left()?).await {
-                Ok(Appended::Written(_)) if events.is_empty() => return Ok(state.standing()),
+                Ok(Appended::Written(_)) if events.is_empty() => return Ok(Answer::Empty(state.standing())),
                 Ok(Appended::Written(receipts)) => {
                     let receipt = receipts.first().copied().unwrap_or_default();
                     self.advance(&mut state, stream, &events, receipt);
-                    return Ok(receipt);
+                    return Ok(Answer::Events(receipt));
                 }
                 Ok(Appended::Repeated) => match find_repeated(&self.store, &record, order).await? {
-                    Some(receipt) => return Ok(receipt),
+                    Some(receipt) => return Ok(Answer::Repeated(receipt)),
                     None => continue,
                 },
                 Err(StoreError::Conflict { .. }) => {
@@ -188,8 +195,8 @@ impl<A: Aggregate> Repository<A> {
     ) -> Result<Receipt, ExecuteError<A::Error>> {
         let order = Order::new(options, &self.store);
         let result = self.execute_order_in(conn, &stream, command, &order).await;
-        self.count(&stream, &order, result.as_ref().map(|receipt| receipt.appended));
-        result
+        self.count(&stream, &order, &result);
+        result.map(Answer::into_inner)
     }
 
     async fn execute_order_in(
@@ -198,8 +205,10 @@ impl<A: Aggregate> Repository<A> {
         stream: &StreamId,
         command: &A::Command,
         order: &Order,
-    ) -> Result<Receipt, ExecuteError<A::Error>> {
+    ) -> Result<Answer<Receipt>, ExecuteError<A::Error>> {
         let record = record(&order.metadata, &self.store, &[(stream, command)])?;
+        // Before the first look: a rejection is as good as the snapshot that it was decided on.
+        self.store.check_snapshot(conn).await?;
         let mut state = State::<A>::default();
         for attempt in 0.. {
             let loading = state.catch_up(&self.store, conn, &self.contracts, stream);
@@ -207,19 +216,21 @@ impl<A: Aggregate> Repository<A> {
             let events = match Decision::of(&state, command, &order.context) {
                 Decision::Events(events) => events,
                 Decision::Rejected(rejection) => match find_repeated_in(conn, &self.store, &record).await? {
-                    Some(receipt) => return Ok(receipt),
+                    Some(receipt) => return Ok(Answer::Repeated(receipt)),
                     None => return Err(ExecuteError::Rejected(rejection)),
                 },
-                Decision::Empty if record.is_none() => return Ok(state.standing()),
+                Decision::Empty if record.is_none() => return Ok(Answer::Empty(state.standing())),
                 Decision::Empty => vec![],
             };
             let append = self.encode(stream, state.version, &events)?;
             let work = Work::new(vec![append], order.metadata.clone(), record.clone(), &self.store.config().limits)?;
             match self.store.write_in(conn, work).await {
-                Ok(Appended::Written(_)) if events.is_empty() => return Ok(state.standing()),
-                Ok(Appended::Written(receipts)) => return Ok(receipts.first().copied().unwrap_or_default()),
+                Ok(Appended::Written(_)) if events.is_empty() => return Ok(Answer::Empty(state.standing())),
+                Ok(Appended::Written(receipts)) => {
+                    return Ok(Answer::Events(receipts.first().copied().unwrap_or_default()));
+                }
                 Ok(Appended::Repeated) => match find_repeated_in(conn, &self.store, &record).await? {
-                    Some(receipt) => return Ok(receipt),
+                    Some(receipt) => return Ok(Answer::Repeated(receipt)),
                     None => continue,
                 },
                 Err(StoreError::Conflict { .. }) => {
@@ -292,8 +303,11 @@ impl<A: Aggregate> Repository<A> {
     /// In the background, and only as far as there is room: a snapshot that is not saved costs a longer load.
     fn save_snapshot(&self, state: &State<A>, stream: &StreamId) {
         let Ok(place) = Arc::clone(&self.snapshots).try_acquire_owned() else { return };
-        let Ok(json) = serde_json::to_string(&state.aggregate) else {
-            return tracing::warn!(%stream, "the state of an aggregate does not serialize; no snapshot is saved");
+        // Checked like an event: what does not read back as it was, NaN for one, is no snapshot.
+        let limits = PayloadLimits { bytes: 256 << 20, ..PayloadLimits::default() };
+        let json = match to_json("the state", &state.aggregate, &limits) {
+            Ok(json) => json,
+            Err(error) => return tracing::warn!(%stream, %error, "the state of an aggregate cannot be a snapshot"),
         };
         let (store, stream, version) = (self.store.clone(), stream.clone(), state.version);
         tokio::spawn(async move {
@@ -310,17 +324,18 @@ impl<A: Aggregate> Repository<A> {
         });
     }
 
-    /// Counts a command by how many events it appended, or why it could not.
-    pub(super) fn count<E: std::error::Error>(
+    /// Counts a command by what it came to.
+    pub(super) fn count<T, E: std::error::Error>(
         &self,
         stream: &StreamId,
         order: &Order,
-        result: Result<usize, &ExecuteError<E>>,
+        result: &Result<Answer<T>, ExecuteError<E>>,
     ) {
         let correlation_id = order.context.correlation_id;
         match result {
-            Ok(0) => Counters::add(&self.counters.empty),
-            Ok(_) => Counters::add(&self.counters.accepted),
+            Ok(Answer::Events(_)) => Counters::add(&self.counters.accepted),
+            Ok(Answer::Empty(_)) => Counters::add(&self.counters.empty),
+            Ok(Answer::Repeated(_)) => Counters::add(&self.counters.repeated),
             Err(ExecuteError::Rejected(rejection)) => {
                 Counters::add(&self.counters.rejected);
                 tracing::info!(%stream, %correlation_id, %rejection, "a command was rejected");
@@ -335,7 +350,7 @@ impl<A: Aggregate> Repository<A> {
 
 /// The first receipt of a command whose id is known; none if it is not.
 pub(super) async fn find_repeated(
-    store: &Store,
+    store: &Annals,
     record: &Option<CommandRecord>,
     order: &Order,
 ) -> Result<Option<Receipt>, StoreError> {
@@ -352,7 +367,7 @@ pub(super) async fn find_repeated(
 
 async fn find_repeated_in(
     conn: &mut PgConnection,
-    store: &Store,
+    store: &Annals,
     record: &Option<CommandRecord>,
 ) -> Result<Option<Receipt>, StoreError> {
     let Some(CommandRecord { command_id, body }) = record else { return Ok(None) };

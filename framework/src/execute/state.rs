@@ -1,12 +1,13 @@
 //! The state of one aggregate: how it is read, and how it moves on.
 
+use futures::TryStreamExt;
 use sqlx::{PgConnection, Row};
 
 use crate::{
     Aggregate, Position, Receipt, Recorded, StreamId, Version,
     error::StoreError,
     event::contract::Contracts,
-    store::{Store, recorded},
+    store::{Annals, recorded},
 };
 
 const PAGE: i64 = 1_000;
@@ -33,7 +34,7 @@ impl<A: Aggregate> State<A> {
     /// Applies what was appended to `self` since it was read. From nothing, it starts at the latest snapshot.
     pub(crate) async fn catch_up(
         self,
-        store: &Store,
+        store: &Annals,
         conn: &mut PgConnection,
         contracts: &Contracts,
         stream: &StreamId,
@@ -51,7 +52,7 @@ impl<A: Aggregate> State<A> {
 
     async fn read(
         mut self,
-        store: &Store,
+        store: &Annals,
         conn: &mut PgConnection,
         contracts: &Contracts,
         stream: &StreamId,
@@ -60,16 +61,17 @@ impl<A: Aggregate> State<A> {
         let what = "load an aggregate";
         let mut last_type = None;
         loop {
-            let rows = sqlx::query(store.inner.sql.load_aggregate.clone())
+            let mut count = 0;
+            // One row at a time: a page of large payloads never sits in memory.
+            let mut rows = sqlx::query(store.inner.sql.load_aggregate.clone())
                 .bind(stream.as_str())
                 .bind(snapshots)
                 .bind(self.version.get())
                 .bind(PAGE)
-                .fetch_all(&mut *conn)
-                .await
-                .map_err(StoreError::on(what))?;
-            for row in &rows {
-                let raw = recorded(row, &mut last_type).map_err(StoreError::on(what))?;
+                .fetch(&mut *conn);
+            while let Some(row) = rows.try_next().await.map_err(StoreError::on(what))? {
+                count += 1;
+                let raw = recorded(&row, &mut last_type).map_err(StoreError::on(what))?;
                 let snapshot: Option<&str> = row.try_get(13).map_err(StoreError::on(what))?;
                 if let Some(json) = snapshot {
                     match serde_json::from_str(json) {
@@ -85,7 +87,7 @@ impl<A: Aggregate> State<A> {
                 }
                 (self.version, self.position) = (raw.version, raw.position);
             }
-            if (rows.len() as i64) < PAGE {
+            if count < PAGE {
                 return Ok(Read::State(self));
             }
         }

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use sqlx::{Connection, PgConnection, SqlStr};
+use sqlx::{Connection, PgConnection, Row, SqlStr};
 
 use crate::{
     InvalidInput, Projector, Recorded,
     error::StoreError,
     event::contract::Contracts,
     sql::StoreName,
-    store::Store,
+    store::Annals,
     subscription::{Applied, Batch, FollowError, Follower, ReadModel},
 };
 
@@ -29,6 +29,7 @@ pub(crate) fn read_model<P: Projector>(store: &StoreName) -> Result<ReadModel, I
 pub(crate) struct ProjectorFollower<P> {
     projector: P,
     begin: SqlStr,
+    end: SqlStr,
     level: SqlStr,
     search_path: String,
     contracts: Arc<Contracts>,
@@ -36,14 +37,15 @@ pub(crate) struct ProjectorFollower<P> {
 }
 
 impl<P: Projector> ProjectorFollower<P> {
-    pub(crate) fn new(projector: P, store: &Store, contracts: Arc<Contracts>) -> Result<Self, InvalidInput> {
+    pub(crate) fn new(projector: P, store: &Annals, contracts: Arc<Contracts>) -> Result<Self, InvalidInput> {
         let name = &store.inner.name;
         let schema = name.read_model(P::NAME)?;
         let begin = schema.instantiate_model(name, include_str!("../sql/begin_projection.sql"));
         let categories = contracts.categories_of::<P::Event>().into_iter().map(str::to_owned).collect();
         let search_path = format!("\"{}\"", schema.as_str());
         let level = store.inner.sql.begin_read_committed.clone();
-        Ok(Self { projector, begin, level, search_path, contracts, categories })
+        let end = store.inner.sql.check_projection.clone();
+        Ok(Self { projector, begin, end, level, search_path, contracts, categories })
     }
 }
 
@@ -61,7 +63,7 @@ impl<P: Projector> Follower for ProjectorFollower<P> {
         let decoded = batch.events.iter().map(|raw| self.contracts.decode::<P::Event>(raw));
         let events: Vec<Recorded<P::Event>> = decoded.collect::<Result<_, _>>().map_err(Box::new)?;
         let mut tx = conn.begin_with(self.level.clone()).await.map_err(what)?;
-        let moved: bool = sqlx::query_scalar(self.begin.clone())
+        let row = sqlx::query(self.begin.clone())
             .bind(P::NAME)
             .bind(batch.from.generation)
             .bind(batch.from.position.get())
@@ -70,12 +72,27 @@ impl<P: Projector> Follower for ProjectorFollower<P> {
             .fetch_one(&mut *tx)
             .await
             .map_err(what)?;
+        let (moved, transaction): (bool, Option<String>) = (row.get(0), row.get(1));
         if !moved {
             tx.rollback().await.map_err(what)?;
             return Ok(Applied::Fenced);
         }
         self.projector.apply(&events, &mut tx).await.map_err(FollowError::Handler)?;
+        // Postgres answers COMMIT of a broken transaction with a rollback, and calls that a success.
+        let same = sqlx::query_scalar(self.end.clone()).bind(transaction).fetch_one(&mut *tx).await;
+        match same {
+            Ok(true) => {}
+            Ok(false) => return Err(broken("it ended the transaction that it was given")),
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("25P02") => {
+                return Err(broken("a statement of it failed, and it did not return the error"));
+            }
+            Err(error) => return Err(what(error)),
+        }
         tx.commit().await.map_err(what)?;
         Ok(Applied::Committed)
     }
+}
+
+fn broken(how: &str) -> FollowError {
+    FollowError::Handler(format!("the projector broke its transaction: {how}").into())
 }

@@ -56,7 +56,8 @@ recorded as (
   select entry.command_id, entry.head + entry.appended,
     coalesce(
       (select max(p.position) from entry part join last_position p using (stream) where part.append = entry.append),
-      (select v.position from annals.events v where v.stream = entry.stream order by v.version desc limit 1), 0),
+      (select max((select v.position from annals.events v where v.stream = part.stream order by v.version desc limit 1))
+       from entry part where part.append = entry.append), 0),
     entry.stream, entry.body
   from entry
   where entry.records and entry.append not in (select append from refused)

@@ -7,7 +7,7 @@
 --   $4 to           bigint
 --   $5 search_path  text
 --
--- Returns (boolean): whether the checkpoint moved.
+-- Returns (moved boolean, transaction text): whether the checkpoint moved, and in which transaction.
 with moved as (
   update annals.checkpoints
   set position = $4, moved_at = clock_timestamp(), attempts = 0, last_error = null, failed_position = null,
@@ -18,4 +18,5 @@ with moved as (
 placed as (
   update read_model._position set position = $4 where exists (select from moved)
 )
-select exists (select from moved) and set_config('search_path', $5, true) is not null
+select exists (select from moved) and set_config('search_path', $5, true) is not null as moved,
+  pg_current_xact_id()::text as transaction

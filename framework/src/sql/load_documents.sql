@@ -2,5 +2,5 @@
 --
 --   $1 keys  text[]
 --
--- Returns (key text, document jsonb).
-select key, document from read_model.documents where key = any ($1)
+-- Returns (key text, document text).
+select key, document::text from read_model.documents where key = any ($1)

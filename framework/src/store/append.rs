@@ -14,7 +14,7 @@ use crate::{
     error::StoreError,
     event::json::check_json,
     store::{
-        Store,
+        Annals,
         lane::{Appended, Batch, Fault},
         within,
     },
@@ -151,7 +151,7 @@ fn check_event(event: &NewEvent, limits: &Limits) -> Result<(), InvalidInput> {
 
 const APPEND_IN: &str = "append inside the caller's transaction";
 
-impl Store {
+impl Annals {
     /// Appends `events` to the end of `stream`, all of them or none.
     ///
     /// Returns once they are committed and flushed. Many callers share one commit.
@@ -178,7 +178,7 @@ impl Store {
     /// Appends to several streams at once, to all of them or to none. Returns one receipt a stream, in order.
     ///
     /// # Errors
-    /// As [`Store::append`]; a conflict names the first stream that is not as expected.
+    /// As [`Annals::append`]; a conflict names the first stream that is not as expected.
     pub async fn append_all(&self, appends: Vec<Append>, metadata: Metadata) -> Result<Vec<Receipt>, StoreError> {
         check_events(&appends, &self.inner.config.limits)?;
         let work = Work::new(appends, metadata, None, &self.inner.config.limits)?;
@@ -199,7 +199,7 @@ impl Store {
     /// [`Config::transaction_deadline`]: crate::Config::transaction_deadline
     ///
     /// # Errors
-    /// As [`Store::append`], and [`StoreError::Invalid`] if `conn` is not in such a transaction.
+    /// As [`Annals::append`], and [`StoreError::Invalid`] if `conn` is not in such a transaction.
     pub async fn append_in(
         &self,
         conn: &mut PgConnection,
@@ -212,6 +212,14 @@ impl Store {
             Appended::Written(receipts) => Ok(receipts),
             Appended::Repeated => Err(StoreError::Unfit("an append without a command id met one".into())),
         }
+    }
+
+    /// Refuses a transaction that may see the past: what is decided in it may be wrong.
+    pub(crate) async fn check_snapshot(&self, conn: &mut PgConnection) -> Result<(), StoreError> {
+        let what = "check the caller's transaction";
+        let asking = sqlx::query_scalar(self.inner.sql.check_snapshot.clone()).fetch_one(conn);
+        let isolation: Result<String, _> = within(self.inner.config.read_deadline, what, asking).await?;
+        check_isolation(&isolation.map_err(StoreError::on(what))?)
     }
 
     pub(crate) async fn write_in(&self, conn: &mut PgConnection, work: Work) -> Result<Appended, StoreError> {
@@ -270,13 +278,17 @@ impl Store {
             .await
             .and_then(|row| row.try_get(0))
             .map_err(StoreError::on(APPEND_IN))?;
-        if isolation == "read committed" {
-            return Ok(());
-        }
-        Err(InvalidInput::Other(format!(
-            "append_in needs a transaction at READ COMMITTED, this one is {isolation}: its snapshot may be older than the \
-             stream"
-        ))
-        .into())
+        check_isolation(&isolation)
     }
+}
+
+fn check_isolation(isolation: &str) -> Result<(), StoreError> {
+    if isolation == "read committed" {
+        return Ok(());
+    }
+    Err(InvalidInput::Other(format!(
+        "append_in needs a transaction at READ COMMITTED, this one is {isolation}: its snapshot may be older than the \
+         stream"
+    ))
+    .into())
 }

@@ -2,7 +2,7 @@
 
 use sqlx::Row;
 
-use crate::{error::StoreError, store::Store};
+use crate::{error::StoreError, store::Annals};
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,7 +13,7 @@ pub enum Severity {
     Fault,
 }
 
-/// Something that [`Store::doctor`] found.
+/// Something that [`Annals::doctor`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// How much it matters.
@@ -35,7 +35,7 @@ pub struct Roles {
     pub reader: String,
 }
 
-impl Store {
+impl Annals {
     /// Looks for protection that is missing: guards, settings, roles, transactions that hold readers back, followers
     /// that fail. Empty when all is well. Faults come first.
     ///

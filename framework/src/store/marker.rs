@@ -60,7 +60,7 @@ use crate::{
     Position,
     error::StoreError,
     sql::Sql,
-    store::{Store, within},
+    store::{Annals, within},
 };
 
 /// How far the log is final, at one moment.
@@ -112,7 +112,7 @@ pub(crate) async fn check(conn: &mut PgConnection, sql: &Sql) -> Result<(), Stor
     if faults.is_empty() { Ok(()) } else { Err(StoreError::Unfit(faults.join("; "))) }
 }
 
-impl Store {
+impl Annals {
     /// How far the log is final now.
     ///
     /// # Errors

@@ -31,7 +31,7 @@ pub(crate) use self::{
     read::recorded,
 };
 use crate::{
-    Config,
+    Config, Pooler,
     error::StoreError,
     sql::{Sql, StoreName},
 };
@@ -40,7 +40,7 @@ use crate::{
 ///
 /// Cheap to clone; all clones share one appender and its connections, which end with the last clone.
 #[derive(Clone)]
-pub struct Store {
+pub struct Annals {
     pub(crate) inner: Arc<Inner>,
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Inner {
     pub(crate) appender: Appender,
 }
 
-impl Store {
+impl Annals {
     /// Connects to the store that `config` names, and creates or migrates its schema if the role may.
     ///
     /// # Errors
@@ -67,19 +67,24 @@ impl Store {
         Self::open(config, options, None).await
     }
 
-    /// Like [`Store::connect`], for an application that has a pool already.
+    /// Like [`Annals::connect`], for an application that has a pool already.
     ///
     /// The store opens connections of its own beside `pool`, with the same options: a transaction that the application
-    /// leaves open in its pool can then never reach the store. [`Store::pool`] hands `pool` out. `config.url` is not read.
+    /// leaves open in its pool can then never reach the store. [`Annals::pool`] hands `pool` out. `config.url` is not read.
     ///
     /// # Errors
-    /// As [`Store::connect`].
+    /// As [`Annals::connect`].
     pub async fn with_pool(pool: PgPool, config: Config) -> Result<Self, StoreError> {
         let options = (*pool.connect_options()).clone();
         Self::open(config, options, Some(pool)).await
     }
 
     async fn open(config: Config, options: PgConnectOptions, users: Option<PgPool>) -> Result<Self, StoreError> {
+        if config.pooler == Pooler::Transaction {
+            let refusal =
+                "a pooler in transaction mode is not supported yet: give the store a direct or session-pooled URL";
+            return Err(StoreError::Unfit(refusal.into()));
+        }
         let name = StoreName::new(&config.store)?;
         let sql = Sql::new(&name);
         let options = quiet(&config, options);
@@ -132,9 +137,9 @@ impl Store {
     }
 }
 
-impl std::fmt::Debug for Store {
+impl std::fmt::Debug for Annals {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Store").field(&self.name()).finish()
+        f.debug_tuple("Annals").field(&self.name()).finish()
     }
 }
 
@@ -188,7 +193,7 @@ fn quiet(config: &Config, options: PgConnectOptions) -> PgConnectOptions {
 
 /// A connection that slept is tested before it is used: still there, and not inside a transaction that a cancelled
 /// future left open (launchbadge/sqlx #4393). One that comes back in the middle of an answer is given a moment to end it.
-fn pool(config: &Config, sql: &Sql, size: u32) -> PgPoolOptions {
+pub(crate) fn pool(config: &Config, sql: &Sql, size: u32) -> PgPoolOptions {
     let check = sql.check_connection.clone();
     /// How long a connection that comes back may still be busy with a read that nobody waits for.
     const LEFT_OVER: Duration = Duration::from_secs(1);

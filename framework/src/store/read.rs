@@ -9,12 +9,12 @@ use sqlx::{Executor, PgConnection, Row, postgres::PgRow};
 use crate::{
     Metadata, Payload, Position, Recorded, StreamId, Version,
     error::StoreError,
-    store::{Inner, Store},
+    store::{Annals, Inner},
 };
 
 /// What one page takes at most, in events and in payload bytes.
 const PAGE_EVENTS: usize = 1_000;
-const PAGE_BYTES: usize = 8 << 20;
+const PAGE_BYTES: usize = 2 << 20;
 /// What a page asks for first. How long these events are says how many more it has room for: Postgres sends everything
 /// that was asked for, read or not.
 const FIRST_CHUNK: usize = 64;
@@ -70,7 +70,7 @@ pub struct Page<C> {
     pub next: Option<C>,
 }
 
-impl Store {
+impl Annals {
     /// Reads one page of `stream`: up to `limit` events, fewer if their payloads are long.
     ///
     /// A stream that does not exist has no events; that is no error.

@@ -6,7 +6,7 @@ use crate::{
     Position,
     error::StoreError,
     sql::StoreName,
-    store::{Store, connect, within},
+    store::{Annals, connect, within},
 };
 
 /// How far a follower has come, as committed. A piece of work commits only if it begins where the checkpoint stands.
@@ -17,7 +17,7 @@ pub(crate) struct Checkpoint {
 }
 
 impl Checkpoint {
-    pub(crate) async fn read(store: &Store, name: &str) -> Result<Self, StoreError> {
+    pub(crate) async fn read(store: &Annals, name: &str) -> Result<Self, StoreError> {
         let (sql, follower) = (store.inner.sql.read_checkpoint.clone(), name.to_owned());
         let row = store
             .inner
@@ -47,7 +47,7 @@ pub(crate) struct ReadModel {
 
 impl ReadModel {
     /// Creates the schema and the checkpoint at the log's start, or checks that they are this build's.
-    pub(crate) async fn set_up(self, store: &Store) -> Result<(), StoreError> {
+    pub(crate) async fn set_up(self, store: &Annals) -> Result<(), StoreError> {
         let config = store.config();
         let mut conn = connect(&store.inner.options, config.connect_deadline).await?;
         let result =
@@ -56,11 +56,12 @@ impl ReadModel {
         result
     }
 
-    async fn set_up_on(self, store: &Store, conn: &mut PgConnection) -> Result<(), StoreError> {
+    async fn set_up_on(self, store: &Annals, conn: &mut PgConnection) -> Result<(), StoreError> {
         let what = StoreError::on("set up a read model");
         let sql = &store.inner.sql;
         let schema = self.schema.as_str();
-        let mut tx = conn.begin().await.map_err(&what)?;
+        // A level that sees, behind the lock, what its holder before has made.
+        let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
         let row = sqlx::query(sql.lock_follower.clone()).bind(schema).fetch_one(&mut *tx).await.map_err(&what)?;
         let (there, may_create): (bool, bool) = (row.get(0), row.get(1));
         let known =

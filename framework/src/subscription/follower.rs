@@ -12,17 +12,22 @@ use chrono::{DateTime, Utc};
 use futures::FutureExt;
 use sqlx::PgConnection;
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{checkpoint::Checkpoint, recent::Recent, tail::Frontier, tail::Tail};
+use super::{
+    checkpoint::Checkpoint,
+    failure::{Failure, FollowError, message},
+    recent::{Found, Recent},
+    tail::{Frontier, Tail},
+};
 use crate::{
-    BoxError, Payload, Position, Recorded,
-    error::{StoreError, Undecodable},
-    store::{ReadLog, Store},
+    Payload, Position, Recorded,
+    error::StoreError,
+    store::{Annals, ReadLog, within},
 };
 
 /// Events of one batch at most.
@@ -31,6 +36,9 @@ const BATCH: usize = 2_000;
 const BATCH_DEADLINE: Duration = Duration::from_secs(120);
 /// A checkpoint that only passes over events of others is saved this often.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// The longest pause before a failing event is tried again, and before a failing database is.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_PAUSE_OF_DATABASE: Duration = Duration::from_secs(2);
 
 /// What a follower is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +47,7 @@ pub enum FollowerState {
     Starting,
     /// It follows the log.
     Running,
-    /// An event fails, or the database does: it waits and tries again.
+    /// An event fails, or the database does, for it or for the tail: it waits and tries again.
     Retrying,
     /// It was stopped by a shutdown.
     Stopped,
@@ -75,21 +83,6 @@ pub(crate) enum Applied {
     Fenced,
 }
 
-/// Why a batch failed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum FollowError {
-    #[error(transparent)]
-    Undecodable(#[from] Box<Undecodable>),
-    #[error("{0}")]
-    Handler(BoxError),
-    #[error("the handler panicked: {0}")]
-    Panicked(String),
-    #[error("the handler did not end within {0:?}")]
-    Hung(Duration),
-    #[error(transparent)]
-    Store(StoreError),
-}
-
 /// Events to apply, and how the checkpoint moves with them.
 pub(crate) struct Batch<'b> {
     pub(crate) events: &'b [Arc<Recorded<Payload>>],
@@ -118,11 +111,12 @@ pub(crate) struct Handle {
     status: Arc<Mutex<FollowerStatus>>,
     pub(crate) position: watch::Receiver<Position>,
     frontier: watch::Receiver<Frontier>,
+    trouble: watch::Receiver<Option<String>>,
     pub(crate) task: JoinHandle<()>,
 }
 
 impl Handle {
-    pub(crate) fn start<F: Follower>(follower: F, store: Store, tail: &Tail, stop: CancellationToken) -> Self {
+    pub(crate) fn start<F: Follower>(follower: F, store: Annals, tail: &Tail, stop: CancellationToken) -> Self {
         let status = Arc::new(Mutex::new(FollowerStatus {
             name: follower.name(),
             state: FollowerState::Starting,
@@ -139,26 +133,36 @@ impl Handle {
             store,
             frontier: tail.frontier.clone(),
             recent: tail.recent.clone(),
+            turns: tail.turns.clone(),
             status: status.clone(),
             position,
             stop,
         };
-        Self { status, position: seen, frontier: tail.frontier.clone(), task: tokio::spawn(runner.run()) }
+        let (frontier, trouble) = (tail.frontier.clone(), tail.trouble.clone());
+        Self { status, position: seen, frontier, trouble, task: tokio::spawn(runner.run()) }
     }
 
     pub(crate) fn status(&self) -> FollowerStatus {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         status.position = *self.position.borrow();
         status.behind = (self.frontier.borrow().safe.get() - status.position.get()).max(0);
+        if let Some(trouble) = &*self.trouble.borrow() {
+            status.state = FollowerState::Retrying;
+            status.last_error.get_or_insert_with(|| trouble.clone());
+        }
+        if self.task.is_finished() {
+            status.state = FollowerState::Stopped;
+        }
         status
     }
 }
 
 struct Runner<F> {
     follower: F,
-    store: Store,
+    store: Annals,
     frontier: watch::Receiver<Frontier>,
     recent: Arc<Recent>,
+    turns: Arc<Semaphore>,
     status: Arc<Mutex<FollowerStatus>>,
     position: watch::Sender<Position>,
     stop: CancellationToken,
@@ -179,32 +183,29 @@ impl<F: Follower> Runner<F> {
         let mut limit = BATCH;
         let mut place = None;
         while !self.stop.is_cancelled() {
-            let result = self.step(&mut place, &mut limit).await;
-            match result {
-                Ok(()) => {
-                    if attempts > 0 {
-                        attempts = 0;
-                        self.show(|status| {
-                            (status.attempts, status.last_error, status.failed_position) = (0, None, None);
-                            status.next_attempt_at = None;
-                        });
-                    }
-                    self.show(|status| status.state = FollowerState::Running);
+            match self.step(&mut place, &mut limit).await {
+                Ok(()) if place.is_none() => {}
+                Ok(()) if attempts > 0 => {
+                    attempts = 0;
+                    self.show_recovered(place.as_ref()).await;
                 }
-                Err(failure) if failure.events > 1 => {
-                    // Which event it is, halving finds out; what comes before it takes effect on the way.
-                    limit = failure.events / 2;
-                    self.forget(&mut place);
-                }
+                Ok(()) => self.show(|status| status.state = FollowerState::Running),
                 Err(failure) => {
-                    attempts += 1;
                     self.forget(&mut place);
-                    self.wait_after(failure, attempts).await;
+                    // Which event it is, halving finds out; what comes before it takes effect on the way.
+                    limit = match failure.events {
+                        0 => (limit / 2).max(1),
+                        events => (events / 2).max(1),
+                    };
+                    if failure.events <= 1 {
+                        attempts += 1;
+                        self.wait_after(failure, attempts).await;
+                    }
                 }
             }
         }
-        if let Some(place) = place {
-            self.save(&place).await;
+        if let Some(place) = place.filter(|place| place.read > place.committed.position) {
+            self.move_checkpoint(place.committed, place.read).await;
         }
         self.show(|status| status.state = FollowerState::Stopped);
     }
@@ -217,10 +218,7 @@ impl<F: Follower> Runner<F> {
             _ => {
                 self.forget(place);
                 if !frontier.connected {
-                    tokio::select! {
-                        _ = self.frontier.changed() => {}
-                        () = self.stop.cancelled() => {}
-                    }
+                    self.wait_for_tail().await;
                     return Ok(());
                 }
                 let committed = Checkpoint::read(&self.store, self.follower.name()).await?;
@@ -229,39 +227,46 @@ impl<F: Follower> Runner<F> {
                 place.insert(Place { epoch, committed, read, saved_at: Instant::now() })
             }
         };
+        if at.read > at.committed.position && at.saved_at.elapsed() >= SAVE_EVERY {
+            if !self.move_checkpoint(at.committed, at.read).await {
+                self.forget(place);
+                return Ok(());
+            }
+            (at.committed.position, at.saved_at) = (at.read, Instant::now());
+        }
         if frontier.last <= at.read {
             // Up to the safe position there are gaps only, in which nothing can take effect any more.
             self.position.send_replace(at.read.max(frontier.safe));
-            if at.read > at.committed.position && at.saved_at.elapsed() >= SAVE_EVERY && self.save(at).await {
-                at.committed.position = at.read;
-                at.saved_at = Instant::now();
-            }
-            tokio::select! {
-                _ = self.frontier.changed() => {}
-                () = self.stop.cancelled() => {}
-                () = sleep(SAVE_EVERY) => {}
-            }
+            self.wait_for_tail().await;
             return Ok(());
         }
-        let (events, to) = self.next_events(at.read, frontier.last, *limit).await?;
-        if events.is_empty() {
-            at.read = to;
-            self.position.send_replace(to);
-            return Ok(());
-        }
-        match self.apply(&events, at.committed, to).await? {
-            Applied::Committed => {
-                at.committed.position = to;
-                (at.read, at.saved_at) = (to, Instant::now());
-                self.position.send_replace(to);
-                *limit = (*limit * 2).min(BATCH);
+        let _turn = self.turns.acquire().await;
+        let Found { events, last, all } = self.find(at.read, frontier.last, *limit).await?;
+        // The window may have grown past the frontier meanwhile: what it holds is final.
+        let last = last.unwrap_or(at.read);
+        let to = if all { last.max(frontier.last) } else { last };
+        if !events.is_empty() {
+            match self.apply(&events, at.committed, to).await? {
+                Applied::Committed => (at.committed.position, at.saved_at) = (to, Instant::now()),
+                Applied::Fenced => {
+                    tracing::debug!(follower = self.follower.name(), "another process moved the checkpoint");
+                    self.forget(place);
+                    return Ok(());
+                }
             }
-            Applied::Fenced => {
-                tracing::debug!(follower = self.follower.name(), "another process moved the checkpoint");
-                self.forget(place);
-            }
+            *limit = (*limit * 2).min(BATCH);
         }
+        at.read = to;
+        self.position.send_replace(to);
         Ok(())
+    }
+
+    async fn wait_for_tail(&mut self) {
+        tokio::select! {
+            _ = self.frontier.changed() => {}
+            () = self.stop.cancelled() => {}
+            () = sleep(SAVE_EVERY) => {}
+        }
     }
 
     /// Goes back to what is committed; what was shown beyond it may not last.
@@ -271,24 +276,16 @@ impl<F: Follower> Runner<F> {
         }
     }
 
-    /// Up to `limit` wanted events behind `after`, and the position up to which the log was looked through for them.
-    async fn next_events(
-        &self,
-        after: Position,
-        last: Position,
-        limit: usize,
-    ) -> Result<(Vec<Arc<Recorded<Payload>>>, Position), StoreError> {
+    /// Up to `limit` wanted events behind `after`, from memory, or else from the database up to `last`.
+    async fn find(&self, after: Position, last: Position, limit: usize) -> Result<Found, StoreError> {
         let categories = self.follower.categories();
-        if let Some(mut events) = self.recent.after(after, limit) {
-            // The window may have grown past `last` meanwhile: what it holds is final.
-            let to = if events.len() == limit { events.last().map(|event| event.position) } else { None };
-            let to = to.unwrap_or_else(|| events.last().map_or(last, |event| event.position.max(last)));
-            events.retain(|event| categories.iter().any(|category| category == event.stream.category()));
-            return Ok((events, to));
+        if let Some(found) = self.recent.after(after, limit, categories) {
+            return Ok(found);
         }
         let read = ReadLog { after, categories: categories.to_vec(), ..ReadLog::default() };
         let page = self.store.read_final(&read, last, limit).await?;
-        Ok((page.events.into_iter().map(Arc::new).collect(), page.next.unwrap_or(last)))
+        let events = page.events.into_iter().map(Arc::new).collect();
+        Ok(Found { events, last: page.next, all: page.next.is_none() })
     }
 
     async fn apply(
@@ -308,30 +305,25 @@ impl<F: Follower> Runner<F> {
         };
         // Whatever it left on the connection goes with it.
         drop(conn.detach());
-        let passing = matches!(&error, FollowError::Store(StoreError::Unavailable { .. } | StoreError::Timeout { .. }));
-        let position = events.first().filter(|_| events.len() == 1 && !passing).map(|event| event.position);
-        Err(Failure { events: if passing { 0 } else { events.len() }, position, error: error.into() })
+        Err(Failure::of(error, events.len(), events.first().map(|event| event.position)))
     }
 
-    /// Saves a checkpoint that only passed over events of others.
-    async fn save(&self, place: &Place) -> bool {
-        if place.read <= place.committed.position {
-            return false;
-        }
+    /// Moves the checkpoint over events of others, or only takes a failure's traces off it.
+    async fn move_checkpoint(&self, from: Checkpoint, to: Position) -> bool {
         let moving = sqlx::query(self.store.inner.sql.move_checkpoint.clone())
             .bind(self.follower.name())
-            .bind(place.committed.generation)
-            .bind(place.committed.position.get())
-            .bind(place.read.get())
-            .execute(&self.store.inner.followers)
-            .await;
-        moving.is_ok_and(|done| done.rows_affected() == 1)
+            .bind(from.generation)
+            .bind(from.position.get())
+            .bind(to.get())
+            .execute(&self.store.inner.followers);
+        let moved = within(self.store.config().read_deadline, "move a checkpoint", moving).await;
+        matches!(moved, Ok(Ok(done)) if done.rows_affected() == 1)
     }
 
     async fn wait_after(&self, failure: Failure, attempts: u32) {
-        let pause = Duration::from_millis(100 << attempts.min(9)).min(Duration::from_secs(30));
-        let error = describe(&*failure.error);
-        let name = self.follower.name();
+        let longest = if failure.events == 0 { LONGEST_PAUSE_OF_DATABASE } else { LONGEST_PAUSE };
+        let pause = Duration::from_millis(100 << attempts.min(9)).min(longest);
+        let (name, error) = (self.follower.name(), failure.text());
         tracing::error!(follower = name, attempts, %error, position = ?failure.position, "a follower failed and waits");
         self.show(|status| {
             status.state = FollowerState::Retrying;
@@ -340,61 +332,42 @@ impl<F: Follower> Runner<F> {
             status.failed_position = failure.position;
             status.next_attempt_at = Some(Utc::now() + pause);
         });
-        if let Ok(checkpoint) = Checkpoint::read(&self.store, name).await {
-            let recording = sqlx::query(self.store.inner.sql.record_failure.clone())
-                .bind(name)
-                .bind(checkpoint.generation)
-                .bind(attempts as i32)
-                .bind(error)
-                .bind(failure.position.map(Position::get))
-                .bind(pause.as_secs_f64())
-                .execute(&self.store.inner.followers)
-                .await;
-            if let Err(error) = recording {
-                tracing::debug!(%error, "a follower's failure could not be recorded");
-            }
-        }
+        let pausing = sleep(pause);
+        let recording = self.record(&failure, &error, attempts, pause);
         tokio::select! {
-            () = sleep(pause) => {}
+            _ = async { tokio::join!(pausing, recording) } => {}
             () = self.stop.cancelled() => {}
+        }
+    }
+
+    /// Lets the store show a failure to whoever is not in this process.
+    async fn record(&self, failure: &Failure, error: &str, attempts: u32, pause: Duration) {
+        let Ok(checkpoint) = Checkpoint::read(&self.store, self.follower.name()).await else { return };
+        let recording = sqlx::query(self.store.inner.sql.record_failure.clone())
+            .bind(self.follower.name())
+            .bind(checkpoint.generation)
+            .bind(attempts as i32)
+            .bind(error)
+            .bind(failure.position.map(Position::get))
+            .bind(pause.as_secs_f64())
+            .execute(&self.store.inner.followers);
+        let recorded = within(self.store.config().read_deadline, "record a failure", recording).await;
+        if !matches!(recorded, Ok(Ok(_))) {
+            tracing::debug!(?recorded, "a follower's failure could not be recorded");
+        }
+    }
+
+    async fn show_recovered(&self, place: Option<&Place>) {
+        self.show(|status| {
+            (status.attempts, status.last_error, status.failed_position) = (0, None, None);
+            (status.state, status.next_attempt_at) = (FollowerState::Running, None);
+        });
+        if let Some(place) = place {
+            self.move_checkpoint(place.committed, place.committed.position).await;
         }
     }
 
     fn show(&self, change: impl FnOnce(&mut FollowerStatus)) {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
-/// A failed step: of how many events, and at which, if that is known.
-struct Failure {
-    events: usize,
-    position: Option<Position>,
-    error: BoxError,
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Self { events: 0, position: None, error: error.into() }
-    }
-}
-
-/// An error with all its causes, in one line.
-fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text.replace('\0', "\\0")
-}
-
-fn message(panic: Box<dyn std::any::Any + Send>) -> String {
-    match panic.downcast::<String>() {
-        Ok(text) => *text,
-        Err(panic) => panic.downcast::<&str>().map_or_else(|_| "no message".into(), |text| (*text).into()),
     }
 }

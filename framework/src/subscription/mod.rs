@@ -6,6 +6,7 @@
 //! ```
 
 mod checkpoint;
+mod failure;
 mod follower;
 mod recent;
 mod tail;
@@ -14,6 +15,8 @@ mod wake_up;
 pub use self::follower::{FollowerState, FollowerStatus};
 pub(crate) use self::{
     checkpoint::ReadModel,
-    follower::{Applied, Batch, FollowError, Follower, Handle},
+    failure::FollowError,
+    follower::{Applied, Batch, Follower, Handle},
     tail::Tail,
+    wake_up::send as send_wake_ups,
 };

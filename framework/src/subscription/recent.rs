@@ -8,8 +8,10 @@ use std::{
 use crate::{Payload, Position, Recorded};
 
 /// What is kept at most, in payload bytes and in events.
-const BYTES: usize = 16 << 20;
+const BYTES: usize = 8 << 20;
 const EVENTS: usize = 20_000;
+/// Payload bytes that one follower takes at once.
+const BATCH_BYTES: usize = 2 << 20;
 
 /// Every event behind `after`, up to where the tail has read.
 #[derive(Default)]
@@ -17,6 +19,15 @@ struct Window {
     after: Position,
     events: VecDeque<Arc<Recorded<Payload>>>,
     bytes: usize,
+}
+
+/// Events that a follower wants, in position order.
+pub(super) struct Found {
+    pub(super) events: Vec<Arc<Recorded<Payload>>>,
+    /// The last event that was looked at, wanted or not.
+    pub(super) last: Option<Position>,
+    /// Whether everything that was there was looked at.
+    pub(super) all: bool,
 }
 
 /// The window that the tail fills and the followers read.
@@ -43,14 +54,27 @@ impl Recent {
         }
     }
 
-    /// Up to `limit` events behind `after`; none if the window no longer reaches back that far.
-    pub(super) fn after(&self, after: Position, limit: usize) -> Option<Vec<Arc<Recorded<Payload>>>> {
+    /// Up to `limit` events of `categories` behind `after`; none if the window no longer reaches back that far.
+    pub(super) fn after(&self, after: Position, limit: usize, categories: &[String]) -> Option<Found> {
         let window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if after < window.after {
             return None;
         }
         let start = window.events.partition_point(|event| event.position <= after);
-        Some(window.events.range(start..).take(limit).cloned().collect())
+        let mut found = Found { events: vec![], last: None, all: true };
+        let mut bytes = 0;
+        for event in window.events.range(start..) {
+            if found.events.len() == limit || bytes >= BATCH_BYTES {
+                found.all = false;
+                break;
+            }
+            found.last = Some(event.position);
+            if categories.iter().any(|category| category == event.stream.category()) {
+                bytes += size(event);
+                found.events.push(event.clone());
+            }
+        }
+        Some(found)
     }
 }
 

@@ -4,21 +4,23 @@ use std::{sync::Arc, time::Duration};
 
 use sqlx::PgConnection;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{recent::Recent, wake_up};
+use super::{failure::Failure, recent::Recent, wake_up};
 use crate::{
     Position,
     error::StoreError,
-    store::{ReadLog, Store, connect, horizon, within},
+    store::{Annals, ReadLog, connect, horizon, within},
 };
 
 /// How long the tail waits before it connects again: longer with each failure, anew after each success.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// The first pause before another look at a position that somebody in flight holds.
+const SOON: Duration = Duration::from_millis(1);
 
 /// How far followers may read, and for how long that holds.
 ///
@@ -38,31 +40,37 @@ pub(crate) struct Frontier {
 pub(crate) struct Tail {
     pub(crate) frontier: watch::Receiver<Frontier>,
     pub(crate) recent: Arc<Recent>,
+    /// A follower works when it has one: so many connections there are, and a long batch of one is no failure of another.
+    pub(crate) turns: Arc<Semaphore>,
+    /// Why the log cannot be read now: then no follower hears of anything, however well it is.
+    pub(crate) trouble: watch::Receiver<Option<String>>,
 }
 
 impl Tail {
     /// Starts reading, until `stop`.
-    pub(crate) fn start(store: Store, stop: CancellationToken) -> Self {
+    pub(crate) fn start(store: Annals, stop: CancellationToken) -> Self {
         let (sender, frontier) = watch::channel(Frontier::default());
+        let (trouble_sender, trouble) = watch::channel(None);
         let recent = Arc::new(Recent::default());
         let woken = Arc::new(Notify::new());
         tokio::spawn(wake_up::listen(store.clone(), woken.clone(), stop.clone()));
-        tokio::spawn(wake_up::send(store.clone(), stop.clone()));
-        let reader = Reader { store, recent: recent.clone(), frontier: sender, woken };
+        let turns = Arc::new(Semaphore::new(store.config().follower_connections.max(1) as usize));
+        let reader = Reader { store, recent: recent.clone(), frontier: sender, trouble: trouble_sender, woken };
         tokio::spawn(async move {
             tokio::select! {
                 () = reader.run() => {}
                 () = stop.cancelled() => {}
             }
         });
-        Self { frontier, recent }
+        Self { frontier, recent, turns, trouble }
     }
 }
 
 struct Reader {
-    store: Store,
+    store: Annals,
     recent: Arc<Recent>,
     frontier: watch::Sender<Frontier>,
+    trouble: watch::Sender<Option<String>>,
     woken: Arc<Notify>,
 }
 
@@ -76,6 +84,7 @@ impl Reader {
             };
             self.frontier.send_modify(|frontier| frontier.connected = false);
             tracing::warn!(%error, "the tail of the log lost its connection; followers start again from their checkpoints");
+            self.trouble.send_replace(Some(format!("the log cannot be read: {}", Failure::from(error).text())));
             if self.frontier.borrow().epoch > epoch {
                 (epoch, pause) = (self.frontier.borrow().epoch, SHORTEST_PAUSE);
             }
@@ -91,7 +100,7 @@ impl Reader {
         let mut appended = inner.appender.appended.subscribe();
         let (mut read, mut last) = (Position::START, Position::START);
         let mut first = true;
-        let mut held = Duration::from_millis(1);
+        let mut held = SOON;
         loop {
             let asking = horizon(&mut conn, &inner.sql);
             let horizon = within(inner.config.read_deadline, "read the safe position", asking).await??;
@@ -103,19 +112,18 @@ impl Reader {
                 self.frontier.send_modify(|frontier| {
                     *frontier = Frontier { epoch: frontier.epoch + 1, connected: true, safe: read, last };
                 });
+                self.trouble.send_replace(None);
             }
             let safe = horizon.safe.max(read);
+            let moved = safe > read;
             while read < safe {
                 (read, last) = self.read_page(&mut conn, (read, last), safe).await?;
                 self.frontier.send_modify(|frontier| (frontier.safe, frontier.last) = (read, last));
             }
             // Somebody is in flight: look again soon, and less often the longer it takes.
-            held = if horizon.safe < horizon.drawn {
-                (held * 2).min(inner.config.poll_interval)
-            } else {
-                Duration::from_millis(1)
-            };
-            let interval = if horizon.safe < horizon.drawn { held } else { inner.config.poll_interval };
+            let in_flight = horizon.safe < horizon.drawn;
+            held = if in_flight && !moved { (held * 2).min(inner.config.poll_interval) } else { SOON };
+            let interval = if in_flight { held } else { inner.config.poll_interval };
             let _ = timeout(interval, async {
                 tokio::select! {
                     _ = appended.changed() => {}

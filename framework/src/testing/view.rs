@@ -1,6 +1,9 @@
 //! `given / then` for views.
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+};
 
 use super::storage::through_storage;
 use crate::{Change, Id, PayloadLimits, Position, Recorded, StreamId, Version, View, event::encode::to_json};
@@ -73,7 +76,7 @@ impl<V: View> GivenView<V> {
         for event in events {
             let read = through_storage(&event);
             let event = self.numbered(event.with_event(read));
-            for key in V::keys(&event) {
+            for key in V::keys(&event).into_iter().collect::<BTreeSet<_>>() {
                 self.apply(&key, &event);
             }
         }

@@ -13,9 +13,12 @@ use crate::{
     error::StoreError,
     event::{contract::Contracts, encode::to_json},
     sql::StoreName,
-    store::Store,
+    store::Annals,
     subscription::{Applied, Batch, FollowError, Follower, ReadModel},
 };
+
+/// The longest key: an entry of an index of Postgres takes 2,704 bytes.
+const KEY_BYTES: usize = 2_000;
 
 /// The statements of one view, for its schema.
 #[derive(Debug, Clone)]
@@ -60,7 +63,7 @@ pub(crate) struct ViewFollower<V> {
 }
 
 impl<V: View> ViewFollower<V> {
-    pub(crate) fn new(store: &Store, contracts: Arc<Contracts>) -> Result<Self, crate::InvalidInput> {
+    pub(crate) fn new(store: &Annals, contracts: Arc<Contracts>) -> Result<Self, crate::InvalidInput> {
         let categories = contracts.categories_of::<V::Event>().into_iter().map(str::to_owned).collect();
         let sql = ViewSql::new::<V>(&store.inner.name)?;
         // A document is folded from many events, so the limit of one payload does not bound it.
@@ -77,8 +80,8 @@ impl<V: View> ViewFollower<V> {
         let mut documents = BTreeMap::new();
         for row in rows {
             let key: String = row.get(0);
-            let sqlx::types::Json(value): sqlx::types::Json<serde_json::Value> = row.get(1);
-            let document = serde_json::from_value(value).map_err(|error| {
+            // From the text, as `App::get` reads it: by way of a `Value`, whole numbers beyond 64 bits are lost.
+            let document = serde_json::from_str(row.get(1)).map_err(|error| {
                 FollowError::Handler(format!("the document {key:?} of {} does not decode: {error}", V::NAME).into())
             })?;
             documents.insert(key, document);
@@ -100,13 +103,14 @@ impl<V: View> Follower for ViewFollower<V> {
         let mut work: Vec<(Recorded<V::Event>, Vec<Id>)> = Vec::with_capacity(batch.events.len());
         for raw in batch.events {
             let event = self.contracts.decode::<V::Event>(raw).map_err(Box::new)?;
-            let keys = V::keys(&event);
+            let mut keys = V::keys(&event);
+            keys.sort();
+            keys.dedup();
             work.push((event, keys));
         }
         let keys: BTreeSet<&str> = work.iter().flat_map(|(_, keys)| keys).map(|key| &**key).collect();
-        if let Some(key) = keys.iter().find(|key| key.contains('\0')) {
-            let error = format!("a key of {} holds a NUL character: {key:?}", V::NAME);
-            return Err(FollowError::Handler(error.into()));
+        if let Some(error) = keys.iter().find_map(|key| refuse_key(key)) {
+            return Err(FollowError::Handler(format!("{}: {error}", V::NAME).into()));
         }
         let keys: Vec<&str> = keys.into_iter().collect();
         let mut documents = if keys.is_empty() { BTreeMap::new() } else { self.load(&keys, conn).await? };
@@ -139,4 +143,14 @@ impl<V: View> Follower for ViewFollower<V> {
             .map_err(|error| FollowError::Store(StoreError::on("store documents")(error)))?;
         Ok(if moved { Applied::Committed } else { Applied::Fenced })
     }
+}
+
+/// Why a key cannot be one, if it cannot.
+fn refuse_key(key: &str) -> Option<String> {
+    if key.contains('\0') {
+        return Some(format!("a key holds a NUL character: {key:?}"));
+    }
+    let start: String = key.chars().take(80).collect();
+    let (length, limit) = (key.len(), KEY_BYTES);
+    (length > limit).then(|| format!("the key {start:?}… has {length} bytes, the limit is {limit}"))
 }

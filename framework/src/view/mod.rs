@@ -32,7 +32,9 @@ pub trait View: Default + Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The events it reads: an aggregate's, or a union of several aggregates'.
     type Event: Event;
 
-    /// The documents that `event` changes; none for an event that this view does not care for.
+    /// The documents that `event` changes, each once; none for an event that this view does not care for.
+    ///
+    /// A key has at most 2,000 bytes and holds no NUL character.
     fn keys(event: &Recorded<Self::Event>) -> Vec<Id>;
 
     /// Applies `event` to the document `key`, which is `Default` if there was none.

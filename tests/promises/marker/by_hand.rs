@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use annals::{Position, Store, WaitError, testing::database};
+use annals::{Annals, Position, WaitError, testing::database};
 use sqlx::PgConnection;
 
 use super::{LONG, connect, insert, open, pid, run, until};
@@ -95,7 +95,7 @@ async fn a_prepared_transaction_is_waited_for_and_its_rows_are_seen_once_it_is_c
     assert_eq!(left, 0);
 }
 
-async fn horizon_is_final(store: &Store) -> bool {
+async fn horizon_is_final(store: &Annals) -> bool {
     let horizon = store.horizon().await.unwrap();
     horizon.safe == horizon.drawn
 }

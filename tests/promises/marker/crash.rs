@@ -10,7 +10,7 @@ use std::{
 };
 
 use annals::{
-    App, Append, Config, ExecuteError, ExpectedVersion, Metadata, ReadLog, Store, StoreError, testing::database,
+    Annals, App, Append, Config, ExecuteError, ExpectedVersion, Metadata, ReadLog, StoreError, testing::database,
     testing::server,
 };
 use futures::{TryStreamExt, future::join_all};
@@ -31,7 +31,7 @@ async fn an_append_in_a_transaction_that_is_left_idle_is_ended_and_readers_go_on
     let database = database().await;
     let mut config = Config::new(database.url());
     config.transaction_deadline = Duration::from_millis(500);
-    let store = Store::connect(config).await.unwrap();
+    let store = Annals::connect(config).await.unwrap();
     let app = store.app().aggregate::<Order>().view::<Spend>().start().await.unwrap();
     let mut conn = connect(database.url()).await;
 
@@ -69,7 +69,7 @@ async fn place_orders(app: App, nth: usize, stop: Arc<AtomicBool>, acknowledged:
 }
 
 /// What every customer has spent, from the log alone.
-async fn fold(store: &Store) -> BTreeMap<String, Spend> {
+async fn fold(store: &Annals) -> BTreeMap<String, Spend> {
     let mut spend = BTreeMap::<String, Spend>::new();
     let events: Vec<_> = store.read_log(ReadLog::default()).try_collect().await.unwrap();
     for event in events {
@@ -130,7 +130,7 @@ async fn a_server_that_crashes_under_writers_and_followers_loses_nothing_that_wa
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prepared_transaction_holds_readers_and_is_named_over_a_crash() {
     let mut server = server().await;
-    let store = Store::connect(Config::new(server.url())).await.unwrap();
+    let store = Annals::connect(Config::new(server.url())).await.unwrap();
     let mut conn = connect(server.url()).await;
     run(&mut conn, "begin").await;
     insert(&mut conn, "order-1", 0, 1).await;

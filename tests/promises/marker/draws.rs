@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use annals::{Store, testing::database};
+use annals::{Annals, testing::database};
 use futures::future::{join, join_all};
 use sqlx::Connection;
 
@@ -73,7 +73,7 @@ impl Load {
     }
 
     /// Runs writers and two readers, one by the public page, one by the horizon.
-    pub(super) async fn run(self: Arc<Self>, store: &Store, time: Duration) -> [Seen; 2] {
+    pub(super) async fn run(self: Arc<Self>, store: &Annals, time: Duration) -> [Seen; 2] {
         let (url, end) = (store.config().url.clone(), Instant::now() + time);
         let writers: Vec<_> = (0..WRITERS)
             .map(|nth| {

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use annals::{Config, ExpectedVersion, Position, ReadLog, Store, StoreError, testing::database};
+use annals::{Annals, Config, ExpectedVersion, Position, ReadLog, StoreError, testing::database};
 use futures::future::join_all;
 use sqlx::Connection;
 
@@ -166,7 +166,7 @@ async fn a_sequence_below_positions_in_use_is_refused_at_connect_and_the_text_cu
 
     for set_back in ["select setval('annals.positions', 12)", "alter sequence annals.positions restart"] {
         run(&mut conn, set_back).await;
-        let refused = Store::connect(Config::new(database.url())).await;
+        let refused = Annals::connect(Config::new(database.url())).await;
         let Err(StoreError::Unfit(text)) = refused else { panic!("{refused:?}") };
         let cure = &text[text.find("select setval").unwrap_or_else(|| panic!("{text}"))..];
         assert_eq!(cure, "select setval('annals.positions', 40)");
@@ -191,7 +191,7 @@ async fn a_sequence_below_a_checkpoint_is_refused_although_no_event_stands_there
     run(&mut conn, "update annals.checkpoints set position = 30 where follower = 'spend'").await;
 
     run(&mut conn, "select setval('annals.positions', 5)").await;
-    let refused = Store::connect(Config::new(database.url())).await;
+    let refused = Annals::connect(Config::new(database.url())).await;
 
     assert_eq!(checkpoints, [0, 0]);
     assert!(
@@ -208,7 +208,7 @@ async fn a_sequence_that_hands_out_numbers_in_advance_is_refused_at_connect() {
     for setting in ["cache 20", "cycle", "increment 2"] {
         run(&mut conn, "alter sequence annals.positions cache 1 no cycle increment 1").await;
         run(&mut conn, format!("alter sequence annals.positions {setting}")).await;
-        let refused = Store::connect(Config::new(database.url())).await;
+        let refused = Annals::connect(Config::new(database.url())).await;
         let Err(StoreError::Unfit(text)) = refused else { panic!("{setting}: {refused:?}") };
         assert!(text.contains("CACHE 1"), "{text}");
     }

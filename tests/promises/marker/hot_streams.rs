@@ -11,7 +11,7 @@ use std::{
 };
 
 use annals::{
-    Append, BoxError, Config, ExpectedVersion, Metadata, Position, Projector, Recorded, Store, StoreError, Version,
+    Annals, Append, BoxError, Config, ExpectedVersion, Metadata, Position, Projector, Recorded, StoreError, Version,
     testing::database,
 };
 use futures::future::join_all;
@@ -62,7 +62,7 @@ struct Account {
 }
 
 /// Appends in transactions of its own until `end`.
-async fn write(store: Store, account: Arc<Account>, nth: usize, end: Instant) {
+async fn write(store: Annals, account: Arc<Account>, nth: usize, end: Instant) {
     // Circles of waiting transactions are part of the load; they need not cost a second each.
     let options = PgConnectOptions::from_str(&store.config().url).unwrap().options([("deadlock_timeout", "50ms")]);
     let mut conn = PgConnection::connect_with(&options).await.unwrap();
@@ -90,7 +90,7 @@ async fn write(store: Store, account: Arc<Account>, nth: usize, end: Instant) {
 
 /// One transaction: one append or two, perhaps one that is taken back before, and a while of doing nothing.
 async fn transact(
-    store: &Store,
+    store: &Annals,
     account: &Account,
     conn: &mut PgConnection,
     dice: &mut Dice,
@@ -111,7 +111,7 @@ async fn transact(
 }
 
 /// Appends 1 to 3 events to each of 1 to 3 streams, mostly at a version that it read before.
-async fn append(store: &Store, conn: &mut PgConnection, dice: &mut Dice) -> Result<u64, StoreError> {
+async fn append(store: &Annals, conn: &mut PgConnection, dice: &mut Dice) -> Result<u64, StoreError> {
     let names: BTreeSet<u64> = (0..dice.between(1, 3)).map(|_| dice.between(1, STREAMS)).collect();
     let mut appends = vec![];
     for name in names {
@@ -142,7 +142,7 @@ async fn followers_miss_nothing_on_hot_streams_while_unrelated_transactions_stay
     let (database, another) = (database().await, annals::testing::database().await);
     let time = load_time(Duration::from_secs(6));
     let unrelated = [open_transaction(database.url()).await, open_transaction(another.url()).await];
-    let store = Store::connect(Config::new(database.url())).await.unwrap();
+    let store = Annals::connect(Config::new(database.url())).await.unwrap();
     let app = store.app().aggregate::<Order>().view::<Spend>().projector(Witness).start().await.unwrap();
     let (account, ended) = (Arc::new(Account::default()), Arc::new(AtomicBool::new(false)));
 

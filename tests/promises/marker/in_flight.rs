@@ -1,6 +1,6 @@
 //! The marker itself: one a transaction, gone with what it stands for, and nobody's to switch off.
 
-use annals::{Append, Config, ExpectedVersion, Metadata, Store, StoreError, testing::database};
+use annals::{Annals, Append, Config, ExpectedVersion, Metadata, StoreError, testing::database};
 use futures::future::join_all;
 use sqlx::{Connection, PgConnection};
 
@@ -163,7 +163,7 @@ async fn two_stores_in_one_database_do_not_hold_each_other_up() {
     let store = open(&database).await;
     let mut config = Config::new(database.url());
     config.store = "shop".into();
-    let shop = Store::connect(config).await.unwrap();
+    let shop = Annals::connect(config).await.unwrap();
     let mut conn = connect(database.url()).await;
     shop.append(&stream("order-1"), ExpectedVersion::NoStream, vec![placed(), placed()]).await.unwrap();
 

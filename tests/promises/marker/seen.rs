@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use annals::{Position, ReadLog, Store};
+use annals::{Annals, Position, ReadLog};
 
 use super::pause;
 
@@ -47,7 +47,7 @@ impl Seen {
     }
 
     /// Reads a page of the log as any follower may. Returns how many events it brought.
-    pub(super) async fn read_page(&mut self, store: &Store) -> usize {
+    pub(super) async fn read_page(&mut self, store: &Annals) -> usize {
         let read = ReadLog { after: Position::new(self.last()), ..ReadLog::default() };
         let page = store.read_log_page(read, 1_000).await.unwrap();
         for event in &page.events {
@@ -57,7 +57,7 @@ impl Seen {
     }
 
     /// Reads everything up to the safe position, with a statement of its own. Returns how many events that were.
-    pub(super) async fn read_up_to_horizon(&mut self, store: &Store) -> usize {
+    pub(super) async fn read_up_to_horizon(&mut self, store: &Annals) -> usize {
         let horizon = store.horizon().await.unwrap();
         self.held += u64::from(horizon.safe < horizon.drawn);
         let sql = "select position, stream, version from annals.events
@@ -71,7 +71,7 @@ impl Seen {
     /// Follows the log until all writers have ended and nothing is left; shows `progress` how far it is.
     pub(super) async fn follow(
         mut self,
-        store: &Store,
+        store: &Annals,
         by_pages: bool,
         ended: &AtomicBool,
         progress: impl Fn(&Self),
@@ -117,18 +117,18 @@ pub(super) struct Verdict {
 }
 
 /// The positions of all committed events, in order.
-pub(super) async fn stored(store: &Store) -> Vec<i64> {
+pub(super) async fn stored(store: &Annals) -> Vec<i64> {
     sqlx::query_scalar("select position from annals.events order by position").fetch_all(store.pool()).await.unwrap()
 }
 
 /// The streams whose versions are not 1..n.
-pub(super) async fn streams_with_holes(store: &Store) -> Vec<String> {
+pub(super) async fn streams_with_holes(store: &Annals) -> Vec<String> {
     let sql = "select stream from annals.events group by stream having min(version) <> 1 or max(version) <> count(*)";
     sqlx::query_scalar(sql).fetch_all(store.pool()).await.unwrap()
 }
 
 /// The streams in which a later version stands at an earlier position.
-pub(super) async fn streams_out_of_order(store: &Store) -> Vec<String> {
+pub(super) async fn streams_out_of_order(store: &Annals) -> Vec<String> {
     let sql = "select distinct stream from (
          select stream, position < lag(position) over (partition by stream order by version) as back from annals.events
        ) steps where back";

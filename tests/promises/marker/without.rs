@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use annals::{Store, testing::database};
+use annals::{Annals, testing::database};
 use sqlx::Connection;
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
 };
 
 /// One writer draws first and commits last, while another commits and a reader passes.
-async fn overtake(store: &Store) -> Verdict {
+async fn overtake(store: &Annals) -> Verdict {
     let url = &store.config().url;
     let (mut slow, mut quick, mut seen) = (connect(url).await, connect(url).await, Seen::default());
 
@@ -63,7 +63,7 @@ async fn a_store_without_its_marker_is_refused_and_the_text_names_the_trigger() 
     open(&database).await.close().await;
     run(&mut connect(database.url()).await, "alter table annals.events enable trigger mark_in_flight").await;
 
-    let refused = Store::connect(annals::Config::new(database.url())).await;
+    let refused = Annals::connect(annals::Config::new(database.url())).await;
 
     let Err(annals::StoreError::Unfit(text)) = refused else { panic!("{refused:?}") };
     assert!(text.contains("mark_in_flight") && text.contains("ENABLE ALWAYS"), "{text}");

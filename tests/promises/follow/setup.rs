@@ -1,0 +1,123 @@
+//! P4: a read model is set up once, and another one of its name is never taken for it.
+
+use annals::{BoxError, Change, Id, Projector, Recorded, View, WaitError, testing::database};
+use futures::future::join_all;
+use serde::{Deserialize, Serialize};
+use sqlx::Executor;
+
+use super::shop;
+use crate::{
+    app::place,
+    kit::{LONG, open, start_error},
+    shop::{Order, OrderEvent, Spend},
+};
+
+/// The view `spend` of a later build.
+#[derive(Default, Serialize, Deserialize)]
+struct NewSpend;
+
+impl View for NewSpend {
+    const NAME: &'static str = "spend";
+    const VERSION: u32 = 2;
+    type Event = OrderEvent;
+
+    fn keys(_: &Recorded<OrderEvent>) -> Vec<Id> {
+        vec![]
+    }
+
+    fn apply(&mut self, _: &Id, _: &Recorded<OrderEvent>) -> Change {
+        Change::Keep
+    }
+}
+
+struct SpendTable;
+
+impl Projector for SpendTable {
+    const NAME: &'static str = "spend";
+    const TABLES: &'static str = "create table spend (cents bigint)";
+    type Event = OrderEvent;
+
+    async fn apply(&self, _: &[Recorded<OrderEvent>], _: &mut sqlx::PgConnection) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_version_or_kind_under_the_same_name_is_refused_with_what_to_do() {
+    let database = database().await;
+    let app = shop(database.url(), |_| ()).await;
+    let store = open(database.url()).await;
+
+    let (_, version) = start_error(store.app().aggregate::<Order>().view::<NewSpend>()).await;
+    let (_, kind) = start_error(store.app().aggregate::<Order>().projector(SpendTable)).await;
+
+    assert!(version.contains("spend is stored at version 1 and this build has version 2"), "{version}");
+    assert!(version.contains("drop schema annals_spend cascade"), "{version}");
+    assert!(kind.contains("spend is a view in this store, and a projector in this build"), "{kind}");
+    app.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_that_is_somebody_elses_is_left_alone() {
+    let database = database().await;
+    let store = open(database.url()).await;
+    store.pool().execute("create schema annals_spend").await.unwrap();
+
+    let (_, text) = start_error(store.app().aggregate::<Order>().view::<Spend>()).await;
+
+    assert!(text.contains("schema annals_spend exists, but spend has no checkpoint"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_text_says_builds_a_read_model_again() {
+    let database = database().await;
+    let app = shop(database.url(), |_| ()).await;
+    let placed = app.execute::<Order>(1, place("ada", 10)).await.unwrap();
+    app.wait_for_all(placed.position, LONG).await.unwrap();
+    app.shutdown().await;
+
+    let rows = "drop schema annals_spend cascade; delete from annals.checkpoints where follower = 'spend'; \
+                delete from annals.followers where name = 'spend'";
+    database.pool().await.execute(sqlx::raw_sql(rows)).await.unwrap();
+    let app = shop(database.url(), |_| ()).await;
+    app.wait_for_all(placed.position, LONG).await.unwrap();
+
+    assert_eq!(app.get::<Spend>("ada").await.unwrap(), Some(Spend { cents: 10, orders: 1 }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_start_together_set_up_one_read_model() {
+    let database = database().await;
+
+    let apps = join_all((0..6).map(|_| shop(database.url(), |_| ()))).await;
+
+    let placed = apps[0].execute::<Order>(1, place("ada", 10)).await.unwrap();
+    for app in &apps {
+        app.wait_for_all(placed.position, LONG).await.unwrap();
+        assert_eq!(app.get::<Spend>("ada").await.unwrap(), Some(Spend { cents: 10, orders: 1 }));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_for_a_read_model_that_is_not_there_names_it() {
+    let database = database().await;
+    let app = shop(database.url(), |_| ()).await;
+
+    let unknown = app.wait_for("spent", annals::Position::START, LONG).await;
+
+    assert!(matches!(&unknown, Err(WaitError::Unknown { name }) if name == "spent"), "{unknown:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_ends_with_the_app() {
+    let database = database().await;
+    let app = shop(database.url(), |_| ()).await;
+    let placed = app.execute::<Order>(1, place("ada", 10)).await.unwrap();
+    app.wait_for_all(placed.position, LONG).await.unwrap();
+
+    let beyond = annals::Position::new(placed.position.get() + 5);
+    let (waited, ()) = tokio::join!(app.wait_for("spend", beyond, LONG), app.shutdown());
+
+    let Err(WaitError::Behind { at, behind: 5, waited, .. }) = waited else { panic!("{waited:?}") };
+    assert!(at == placed.position && waited < LONG, "{at} {waited:?}");
+}
