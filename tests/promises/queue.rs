@@ -79,7 +79,7 @@ async fn an_append_that_waits_for_a_held_stream_too_long_is_certainly_not_writte
 async fn appends_keep_their_order_except_behind_a_stream_that_another_transaction_holds() {
     let database = database().await;
     for (nth, lock_deadline, is_overtaken) in [(0, LONG, false), (1, Duration::from_millis(50), true)] {
-        let store = Store::connect(Config { lock_deadline, ..Config::new(database.url()) }).await.unwrap();
+        let store = Annals::connect(Config { lock_deadline, ..Config::new(database.url()) }).await.unwrap();
         let (a, b) = (format!("a{nth}-1"), format!("b{nth}-1"));
         let mut holder = PgConnection::connect(database.url()).await.unwrap();
         let mut transaction = holder.begin().await.unwrap();
