@@ -9,6 +9,7 @@ use annals::{Annals, Append, Config, Metadata, StoreError, testing::database};
 use futures::future::join_all;
 use sqlx::{Connection, PgConnection};
 
+use crate::app::LONG;
 use crate::append::{ANY, append, ask, at, count, events, open, stream, until};
 
 /// How many backends wait for a lock.
@@ -72,6 +73,42 @@ async fn an_append_that_waits_for_a_held_stream_too_long_is_certainly_not_writte
     until("nobody waits any more", async || ask(database.url(), WAITING).await == 0).await;
     assert_eq!(count(&store).await, 1);
     store.append(&stream("held-1"), at(1), events(1)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn appends_keep_their_order_except_behind_a_stream_that_another_transaction_holds() {
+    let database = database().await;
+    for (nth, lock_deadline, is_overtaken) in [(0, LONG, false), (1, Duration::from_millis(50), true)] {
+        let store = Annals::connect(Config { lock_deadline, ..Config::new(database.url()) }).await.unwrap();
+        let (a, b) = (format!("a{nth}-1"), format!("b{nth}-1"));
+        let mut holder = PgConnection::connect(database.url()).await.unwrap();
+        let mut transaction = holder.begin().await.unwrap();
+        store.append_in(&mut transaction, vec![append(&a, ANY, 1)], Metadata::default()).await.unwrap();
+        let is_held = "select count(*) from pg_stat_activity where datname = current_database()
+            and wait_event_type = 'Lock' and clock_timestamp() - query_start > interval '60 milliseconds'";
+
+        let first = store.append_all(vec![append(&a, ANY, 1)], Metadata::default());
+        let rest = async {
+            until("the first waits, in a lane or beside it", async || ask(database.url(), is_held).await == 1).await;
+            let pair = store.append_all(vec![append(&a, ANY, 1), append(&b, ANY, 1)], Metadata::default());
+            let last = async {
+                let last = store.append_all(vec![append(&b, ANY, 1)], Metadata::default());
+                if is_overtaken {
+                    let last = last.await;
+                    transaction.commit().await.unwrap();
+                    last
+                } else {
+                    tokio::join!(last, transaction.commit()).0
+                }
+            };
+            tokio::join!(pair, last)
+        };
+        let (first, (pair, last)) = tokio::join!(first, rest);
+
+        assert_eq!(first.unwrap()[0].version.get(), 2);
+        assert_eq!(pair.unwrap()[0].version.get(), 3);
+        assert_eq!(last.unwrap()[0].version.get(), if is_overtaken { 1 } else { 2 });
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
