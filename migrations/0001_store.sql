@@ -25,12 +25,16 @@ create table annals.events (
   constraint events_position_key primary key (position),
   constraint events_stream_version_key unique (stream, version),
   constraint events_version_check check (version > 0),
+  constraint events_schema_version_check check (schema_version > 0),
+  constraint events_event_type_check check (event_type <> ''),
   constraint events_stream_check check (octet_length(stream) between 1 and 255)
 );
 alter sequence annals.positions owned by annals.events.position;
 create index events_correlation_id on annals.events (correlation_id);
--- Event ids grow with time (UUID v7), so a summary of page ranges finds one and costs next to nothing to keep.
-create index events_event_id on annals.events using brin (event_id) with (pages_per_range = 16, autosummarize = on);
+-- Event ids grow with time (UUID v7), so a summary of page ranges finds one and costs next to nothing to keep. Several
+-- ranges a summary: an id of another kind here and there does no harm.
+create index events_event_id on annals.events using brin (event_id uuid_minmax_multi_ops)
+  with (pages_per_range = 16, autosummarize = on);
 
 -- The in-flight marker: before any row draws a position, the transaction shows a bound below all it will draw.
 -- The promise and its proof: framework/src/store/marker.rs.
@@ -69,29 +73,33 @@ create table annals.commands (
   position    bigint      not null,
   recorded_at timestamptz not null default clock_timestamp(),
   stream      text        not null collate "C",
-  body        bytea,      -- SHA-256 of the command; null where the framework made the id, which then proves itself
-  constraint commands_command_id_key primary key (command_id)
+  body        bytea,      -- what it stood for (execute/mod.rs, `record`); null where the framework made the id
+  constraint commands_command_id_key primary key (command_id),
+  constraint commands_body_check check (octet_length(body) between 1 and 64)
 );
 create trigger refuse_change before update or delete or truncate on annals.commands
   for each statement execute function annals.refuse_change();
 alter table annals.commands enable always trigger refuse_change;
 
--- The latest state of a long stream. A cache: any row may be deleted.
+-- The latest state of a long stream, one for each shape of the state, so that the builds of a rolling deploy keep theirs.
+-- A cache: any row may be deleted.
 create table annals.snapshots (
   stream           text        not null collate "C",
   version          bigint      not null,
   snapshot_version integer     not null,
   saved_at         timestamptz not null default clock_timestamp(),
   state            json        not null,
-  constraint snapshots_stream_key primary key (stream)
+  constraint snapshots_stream_key primary key (stream, snapshot_version)
 );
 
--- Every view and projector that ever ran on this store, and the generation that is live.
+-- Every follower that ever ran on this store, the generation that is live, and the stream categories that it has read: a
+-- model that reads others from now on would lack their past.
 create table annals.followers (
   name        text        not null collate "C",
-  kind        text        not null check (kind in ('view', 'projector')),
+  kind        text        not null,
   version     integer     not null,
   generation  bigint      not null default 1,
+  categories  text[]      not null,
   created_at  timestamptz not null default clock_timestamp(),
   constraint followers_name_key primary key (name)
 );
@@ -101,6 +109,7 @@ create table annals.checkpoints (
   follower        text        not null collate "C",
   generation      bigint      not null,
   partition       integer     not null default 0,
+  version         integer     not null,
   position        bigint      not null default 0,
   moved_at        timestamptz not null default clock_timestamp(),
   attempts        integer     not null default 0,
@@ -108,5 +117,6 @@ create table annals.checkpoints (
   failed_position bigint,
   next_attempt_at timestamptz,
   constraint checkpoints_key primary key (follower, generation, partition),
+  constraint checkpoints_position_check check (position >= 0 and partition >= 0),
   constraint checkpoints_follower_key foreign key (follower) references annals.followers (name)
 ) with (fillfactor = 50);

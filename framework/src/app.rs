@@ -138,7 +138,7 @@ impl Builder {
         self.followers.push((
             V::NAME,
             Box::new(|store, contracts| {
-                let model = view::read_model::<V>(&store.inner.name)?;
+                let model = view::read_model::<V>(&store.inner.name, &contracts)?;
                 let follower = ViewFollower::<V>::new(&store, contracts)?;
                 let run: Run = Box::new(move |store, tail, stop| Handle::start(follower, store, tail, stop));
                 Ok(Starting { model, run })
@@ -153,7 +153,7 @@ impl Builder {
         self.followers.push((
             P::NAME,
             Box::new(|store, contracts| {
-                let model = projector::read_model::<P>(&store.inner.name)?;
+                let model = projector::read_model::<P>(&store.inner.name, &contracts)?;
                 let follower = ProjectorFollower::new(projector, &store, contracts)?;
                 let run: Run = Box::new(move |store, tail, stop| Handle::start(follower, store, tail, stop));
                 Ok(Starting { model, run })

@@ -47,6 +47,8 @@ pub struct Config {
     pub read_deadline: Duration,
     /// How long a lane waits for one answer before it takes the connection for dead and asks on another what happened.
     pub statement_deadline: Duration,
+    /// How long migrations may take, waiting for another process that migrates included.
+    pub migration_deadline: Duration,
     /// How long connecting may take.
     pub connect_deadline: Duration,
     /// How long a lane waits for a stream that another transaction holds before the append leaves the lane.
@@ -113,6 +115,7 @@ impl Config {
             command_deadline: Duration::from_secs(30),
             read_deadline: Duration::from_secs(20),
             statement_deadline: Duration::from_secs(5),
+            migration_deadline: Duration::from_secs(600),
             connect_deadline: Duration::from_secs(5),
             lock_deadline: Duration::from_millis(50),
             transaction_deadline: Duration::from_secs(10),
@@ -120,6 +123,29 @@ impl Config {
             poll_interval: Duration::from_millis(100),
             cached_aggregates: 10_000,
         }
+    }
+
+    /// The same with every duration between a millisecond and a day, which Postgres and the clock can count, and with at
+    /// least one of everything.
+    pub(crate) fn checked(mut self) -> Self {
+        for duration in [
+            &mut self.append_deadline,
+            &mut self.command_deadline,
+            &mut self.read_deadline,
+            &mut self.statement_deadline,
+            &mut self.migration_deadline,
+            &mut self.connect_deadline,
+            &mut self.lock_deadline,
+            &mut self.transaction_deadline,
+            &mut self.drain_deadline,
+            &mut self.poll_interval,
+        ] {
+            *duration = (*duration).clamp(Duration::from_millis(1), Duration::from_secs(24 * 60 * 60));
+        }
+        for connections in [&mut self.read_connections, &mut self.follower_connections, &mut self.user_connections] {
+            *connections = (*connections).max(1);
+        }
+        self
     }
 
     /// Defaults, for the database that `DATABASE_URL` names.

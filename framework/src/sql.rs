@@ -12,11 +12,13 @@ impl StoreName {
     pub(crate) fn new(name: &str) -> Result<Self, InvalidInput> {
         let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
         let starts_well = name.starts_with(|c: char| c.is_ascii_lowercase()) && !name.starts_with("pg_");
-        if starts_well && name.len() <= 30 && name.chars().all(letters) {
+        let taken = matches!(name, "public" | "information_schema" | "plpgsql");
+        if starts_well && !taken && name.len() <= 30 && name.chars().all(letters) {
             return Ok(Self(name.into()));
         }
         Err(InvalidInput::Other(format!(
-            "store name {name:?} is refused: it takes 1 to 30 of a-z, 0-9 and _, begins with a letter, and not with pg_"
+            "store name {name:?} is refused: it takes 1 to 30 of a-z, 0-9 and _, begins with a letter, not with pg_, \
+             and is no schema of Postgres' own"
         )))
     }
 

@@ -115,7 +115,7 @@ pub(crate) fn check_contract<E: Event>() -> Result<&'static [&'static str], Cont
         return Ok(types);
     }
     for category in types {
-        match shape_within::<E>(category) {
+        match shape_within::<E>(&category) {
             Shape::Enum([]) => {
                 let found = "an enum without variants".to_owned();
                 return Err(ContractError::UnionVariant { rust_type, category, found });
@@ -250,14 +250,17 @@ impl Contracts {
         Ok(())
     }
 
-    /// The categories whose events decode into `E`: a union's variants, else every category registered with `E` itself.
-    #[allow(dead_code, reason = "a follower filters the log with it")]
-    pub(crate) fn categories_of<E: Event>(&self) -> Vec<&str> {
-        if E::UNION {
-            return event_types::<E>().to_vec();
-        }
+    /// The categories whose events decode into `E`, sorted: a union's variants, else every category registered with `E`
+    /// itself.
+    pub(crate) fn categories_of<E: Event>(&self) -> Vec<String> {
         let id = TypeId::of::<E>();
-        self.0.iter().filter(|(_, contract)| contract.event == id).map(|(category, _)| category.as_str()).collect()
+        let own = |(category, contract): (&String, &Contract)| (contract.event == id).then(|| category.clone());
+        let mut categories: Vec<String> = match E::UNION {
+            true => event_types::<E>().iter().map(|&category| category.into()).collect(),
+            false => self.0.iter().filter_map(own).collect(),
+        };
+        categories.sort();
+        categories
     }
 
     /// The contract of `category`.
@@ -279,11 +282,11 @@ impl Contracts {
             problems.push("no registered aggregate has these events".to_owned());
         }
         for category in categories {
-            let Some(contract) = self.get(category) else {
+            let Some(contract) = self.get(&category) else {
                 problems.push(format!("no aggregate is registered for the category {category:?}"));
                 continue;
             };
-            let Shape::Enum(readable) = (if E::UNION { shape_within::<E>(category) } else { shape_of::<E>() }) else {
+            let Shape::Enum(readable) = (if E::UNION { shape_within::<E>(&category) } else { shape_of::<E>() }) else {
                 continue; // refused above
             };
             for known in contract.types.iter().filter(|known| !readable.contains(&known.name)) {

@@ -82,11 +82,14 @@ async fn execute_order<A: Aggregate, B: Aggregate>(
                 if events_a.is_empty() && events_b.is_empty() && record.is_none() {
                     return Ok(Answer::Empty((state_a.standing(), state_b.standing())));
                 }
-                let appends = vec![
-                    a.encode(stream_a, state_a.version, &events_a)?,
-                    b.encode(stream_b, state_b.version, &events_b)?,
-                ];
-                match append(a, appends, &record, order).await {
+                let encoded = a
+                    .encode(stream_a, state_a.version, &events_a)
+                    .and_then(|first| Ok(vec![first, b.encode(stream_b, state_b.version, &events_b)?]));
+                let result = match encoded {
+                    Ok(appends) => append(a, appends, &record, order).await,
+                    Err(error) => Err(error.into()),
+                };
+                match result {
                     Ok(Appended::Written(receipts)) => {
                         let receipt_a = settle(a, &mut state_a, stream_a, &events_a, receipts.first());
                         let receipt_b = settle(b, &mut state_b, stream_b, &events_b, receipts.get(1));
@@ -103,6 +106,12 @@ async fn execute_order<A: Aggregate, B: Aggregate>(
                     Err(StoreError::Conflict { .. }) => {
                         Counters::add(&a.counters.conflicts);
                         order.pause(attempt).await?;
+                        a.refresh(&mut state_a, stream_a, order).await?;
+                        b.refresh(&mut state_b, stream_b, order).await?;
+                        (proved_a, proved_b) = (true, true);
+                    }
+                    // What an old state led to says nothing about the commands.
+                    Err(StoreError::Invalid(_)) if !(proved_a && proved_b) => {
                         a.refresh(&mut state_a, stream_a, order).await?;
                         b.refresh(&mut state_b, stream_b, order).await?;
                         (proved_a, proved_b) = (true, true);

@@ -15,6 +15,7 @@ use std::{
 
 use chrono::Utc;
 use serde::Serialize;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -161,11 +162,49 @@ trait Body: Sync {
 
 impl<C: Serialize + Sync> Body for C {
     fn json(&self, limits: &PayloadLimits) -> Result<String, InvalidInput> {
-        to_json("the command", self, limits)
+        let text = to_json("the command", self, limits)?;
+        let value =
+            serde_json::from_str(&text).map_err(|error| InvalidInput::Other(format!("the command: {error}")))?;
+        let mut sorted = String::with_capacity(text.len());
+        write_sorted(&value, &mut sorted);
+        Ok(sorted)
     }
 }
 
+/// JSON with the keys of every object in order: a map that is built anew keeps its digest.
+fn write_sorted(value: &Value, out: &mut String) {
+    match value {
+        Value::Object(fields) => {
+            let mut fields: Vec<_> = fields.iter().collect();
+            fields.sort_by_key(|(key, _)| *key);
+            out.push('{');
+            for (nth, (key, value)) in fields.into_iter().enumerate() {
+                *out += if nth > 0 { "," } else { "" };
+                *out += &Value::from(key.as_str()).to_string();
+                out.push(':');
+                write_sorted(value, out);
+            }
+            out.push('}');
+        }
+        Value::Array(items) => {
+            out.push('[');
+            for (nth, item) in items.iter().enumerate() {
+                *out += if nth > 0 { "," } else { "" };
+                write_sorted(item, out);
+            }
+            out.push(']');
+        }
+        leaf => *out += &leaf.to_string(),
+    }
+}
+
+/// The form of the digests that are stored.
+const DIGEST: u8 = 1;
+
 /// What a command id stands for: the stream and the whole command, so that a repeat is told from a reuse.
+///
+/// Stored with the id for ever: one byte for the form, then SHA-256 over the length and bytes of each stream's name and
+/// of each command as JSON with sorted keys. A `HashSet` in a command has no order that could be sorted: use a `BTreeSet`.
 fn record(
     metadata: &Metadata,
     store: &Annals,
@@ -179,5 +218,7 @@ fn record(
             digest.update(part);
         }
     }
-    Ok(Some(CommandRecord { command_id, body: Some(digest.finalize().to_vec()) }))
+    let mut body = vec![DIGEST];
+    body.extend_from_slice(&digest.finalize());
+    Ok(Some(CommandRecord { command_id, body: Some(body) }))
 }

@@ -160,8 +160,18 @@ impl<A: Aggregate> Repository<A> {
                 Decision::Empty if record.is_none() => return Ok(Answer::Empty(state.standing())),
                 Decision::Empty => vec![],
             };
-            let append = self.encode(stream, state.version, &events)?;
-            let work = Work::new(vec![append], order.metadata.clone(), record.clone(), &self.store.config().limits)?;
+            let work = self.encode(stream, state.version, &events).and_then(|append| {
+                Work::new(vec![append], order.metadata.clone(), record.clone(), &self.store.config().limits)
+            });
+            let work = match work {
+                // What an old state led to says nothing about the command.
+                Err(_) if !proved => {
+                    self.refresh(&mut state, stream, order).await?;
+                    proved = true;
+                    continue;
+                }
+                work => work?,
+            };
             match self.store.inner.appender.append(work, order.left()?).await {
                 Ok(Appended::Written(_)) if events.is_empty() => return Ok(Answer::Empty(state.standing())),
                 Ok(Appended::Written(receipts)) => {

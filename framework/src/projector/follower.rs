@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// What creates the schema of `P`.
-pub(crate) fn read_model<P: Projector>(store: &StoreName) -> Result<ReadModel, InvalidInput> {
+pub(crate) fn read_model<P: Projector>(store: &StoreName, contracts: &Contracts) -> Result<ReadModel, InvalidInput> {
     let schema = store.read_model(P::NAME)?;
     let own = |text| schema.instantiate_model(store, text);
     let tables = vec![
@@ -22,7 +22,14 @@ pub(crate) fn read_model<P: Projector>(store: &StoreName) -> Result<ReadModel, I
         schema.verbatim(P::TABLES),
         schema.verbatim(P::INDEXES),
     ];
-    Ok(ReadModel { name: P::NAME, kind: "projector", version: P::VERSION, schema, tables })
+    Ok(ReadModel {
+        name: P::NAME,
+        kind: "projector",
+        version: P::VERSION,
+        categories: contracts.categories_of::<P::Event>(),
+        schema,
+        tables,
+    })
 }
 
 /// The follower of a projector.
@@ -41,8 +48,9 @@ impl<P: Projector> ProjectorFollower<P> {
         let name = &store.inner.name;
         let schema = name.read_model(P::NAME)?;
         let begin = schema.instantiate_model(name, include_str!("../sql/begin_projection.sql"));
-        let categories = contracts.categories_of::<P::Event>().into_iter().map(str::to_owned).collect();
-        let search_path = format!("\"{}\"", schema.as_str());
+        let categories = contracts.categories_of::<P::Event>();
+        // `pg_temp` is searched first unless it is named: a temporary table would take the writes.
+        let search_path = format!("\"{}\", pg_temp", schema.as_str());
         let level = store.inner.sql.begin_read_committed.clone();
         let end = store.inner.sql.check_projection.clone();
         Ok(Self { projector, begin, end, level, search_path, contracts, categories })

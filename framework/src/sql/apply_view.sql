@@ -17,7 +17,7 @@ with moved as (
   returning 1
 ),
 placed as (
-  update read_model._position set position = $4 where exists (select from moved)
+  update read_model._position set position = $4 where partition = 0 and exists (select from moved)
 ),
 removed as (
   delete from read_model.documents where key = any ($7::text[]) and exists (select from moved)

@@ -16,7 +16,7 @@ with moved as (
   returning 1
 ),
 placed as (
-  update read_model._position set position = $4 where exists (select from moved)
+  update read_model._position set position = $4 where partition = 0 and exists (select from moved)
 )
 select exists (select from moved) and set_config('search_path', $5, true) is not null as moved,
   pg_current_xact_id()::text as transaction

@@ -2,5 +2,5 @@
 --
 --   $1 name  text
 --
--- Returns (kind text, version integer).
-select kind, version from annals.followers where name = $1
+-- Returns (kind text, version integer, categories text[]).
+select kind, version, categories from annals.followers where name = $1

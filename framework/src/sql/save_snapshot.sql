@@ -5,7 +5,6 @@
 --   $3 snapshot_version  integer
 --   $4 state             text
 insert into annals.snapshots as s (stream, version, snapshot_version, state) values ($1, $2, $3, $4::json)
-on conflict (stream) do update
-  set version = excluded.version, snapshot_version = excluded.snapshot_version, state = excluded.state,
-    saved_at = clock_timestamp()
-  where s.snapshot_version <> excluded.snapshot_version or s.version < excluded.version
+on conflict (stream, snapshot_version) do update
+  set version = excluded.version, state = excluded.state, saved_at = clock_timestamp()
+  where s.version < excluded.version

@@ -216,7 +216,15 @@ impl Line {
             .bind(statement_deadline(inner, lock_deadline).as_millis().to_string())
             .fetch_one(&mut conn);
         let row = super::within(inner.config.connect_deadline, what, preparing).await?.map_err(StoreError::on(what))?;
-        let backend = Backend { pid: row.get(0), started: row.get(1) };
+        let started: Option<DateTime<Utc>> = row.try_get(1).map_err(StoreError::on(what))?;
+        let Some(started) = started else {
+            return Err(StoreError::Unfit(
+                "this login runs as another role (set role) and may not see its own session, so a lost answer could not be \
+                 looked up: log in as a member that inherits the role"
+                    .into(),
+            ));
+        };
+        let backend = Backend { pid: row.get(0), started };
         Ok(Self { conn, backend })
     }
 }

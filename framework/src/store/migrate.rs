@@ -23,7 +23,9 @@ pub(crate) async fn migrate(conn: &mut PgConnection, name: &StoreName, sql: &Sql
     if pending(conn, name, sql).await?.is_empty() {
         return Ok(());
     }
-    let mut tx = conn.begin().await.map_err(StoreError::on("begin a migration"))?;
+    // A level that sees, behind the lock, what its holder before has done.
+    let level = sql.begin_read_committed.clone();
+    let mut tx = conn.begin_with(level).await.map_err(StoreError::on("begin a migration"))?;
     prepare(&mut tx, name, sql).await?;
     // Another process may have been faster.
     for (number, title, text) in pending(&mut tx, name, sql).await? {
@@ -80,10 +82,10 @@ async fn pending(
         .fetch_all(conn)
         .await
         .map_err(StoreError::on("read the store's migrations"))?;
-    let mut last = 0;
+    let mut done = vec![];
     for row in &applied {
         let (found, title): (i32, String) = (row.get(0), row.get(1));
-        last = last.max(found);
+        done.push(found);
         let minimum_reader: i32 = row.get(3);
         if minimum_reader > latest() {
             return Err(StoreError::Unfit(format!(
@@ -102,7 +104,7 @@ async fn pending(
             )));
         }
     }
-    Ok(known().filter(|(number, ..)| *number > last).collect())
+    Ok(known().filter(|(number, ..)| !done.contains(number)).collect())
 }
 
 /// The newest migration that this build knows.

@@ -12,9 +12,9 @@ mod read;
 use std::{future::Future, ops::ControlFlow, str::FromStr, sync::Arc, time::Duration};
 
 use sqlx::{
-    ConnectOptions, Connection, PgConnection, PgPool,
+    ConnectOptions, Connection, PgConnection, PgPool, Row,
     pool::PoolOptions,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgPoolOptions, PgRow},
 };
 
 pub use self::{
@@ -35,6 +35,9 @@ use crate::{
     error::StoreError,
     sql::{Sql, StoreName},
 };
+
+/// How long one batch of a follower may take before its connection is given up.
+pub(crate) const BATCH_DEADLINE: Duration = Duration::from_secs(120);
 
 /// An event store: a schema in a Postgres database, and this process's connections to it.
 ///
@@ -80,6 +83,7 @@ impl Annals {
     }
 
     async fn open(config: Config, options: PgConnectOptions, users: Option<PgPool>) -> Result<Self, StoreError> {
+        let config = config.checked();
         if config.pooler == Pooler::Transaction {
             let refusal =
                 "a pooler in transaction mode is not supported yet: give the store a direct or session-pooled URL";
@@ -89,12 +93,14 @@ impl Annals {
         let sql = Sql::new(&name);
         let options = quiet(&config, options);
         let mut conn = connect(&options, config.connect_deadline).await?;
-        within(config.connect_deadline * 6, "migrate the store", migrate::migrate(&mut conn, &name, &sql)).await??;
-        marker::check(&mut conn, &sql).await?;
+        within(config.migration_deadline, "migrate the store", migrate::migrate(&mut conn, &name, &sql)).await??;
+        within(config.read_deadline, "check the store", marker::check(&mut conn, &sql)).await??;
         let _ = conn.close().await;
         let inner = Arc::new_cyclic(|inner| Inner {
-            reads: pool(&config, &sql, config.read_connections).connect_lazy_with(options.clone()),
-            followers: pool(&config, &sql, config.follower_connections).connect_lazy_with(options.clone()),
+            reads: pool(&config, &sql, config.read_connections)
+                .connect_lazy_with(bounded(&options, config.read_deadline)),
+            followers: pool(&config, &sql, config.follower_connections)
+                .connect_lazy_with(bounded(&options, BATCH_DEADLINE)),
             users: users
                 .unwrap_or_else(|| pool(&config, &sql, config.user_connections).connect_lazy_with(options.clone())),
             appender: Appender::start(&config, inner.clone()),
@@ -185,6 +191,16 @@ pub(crate) async fn within<T>(
     tokio::time::timeout(deadline, work).await.map_err(|_| StoreError::Timeout { what, after: deadline })
 }
 
+/// Lets the server itself end what this process no longer waits for: an abandoned statement would go on, with its locks.
+fn bounded(options: &PgConnectOptions, statement: Duration) -> PgConnectOptions {
+    let milliseconds = |time: Duration| time.as_millis().to_string();
+    options.clone().options([
+        ("statement_timeout", milliseconds(statement)),
+        ("lock_timeout", milliseconds(statement / 4)),
+        ("idle_in_transaction_session_timeout", milliseconds(statement * 2)),
+    ])
+}
+
 fn quiet(config: &Config, options: PgConnectOptions) -> PgConnectOptions {
     let named = options.get_application_name().is_some();
     let options = if named { options } else { options.application_name(&config.application_name) };
@@ -217,7 +233,7 @@ pub(crate) fn pool(config: &Config, sql: &Sql, size: u32) -> PgPoolOptions {
                 if meta.idle_for < Duration::from_secs(1) {
                     return Ok(true);
                 }
-                sqlx::query_scalar(check).fetch_one(conn).await
+                sqlx::raw_sql(check).fetch_one(conn).await.and_then(|row: PgRow| row.try_get(0))
             })
         })
 }

@@ -12,6 +12,8 @@ use crate::{
     store::{Annals, Inner},
 };
 
+/// How many positions a filtered page looks through at most.
+const SCAN: i64 = 100_000;
 /// What one page takes at most, in events and in payload bytes.
 const PAGE_EVENTS: usize = 1_000;
 const PAGE_BYTES: usize = 2 << 20;
@@ -66,7 +68,7 @@ pub struct ReadLog {
 pub struct Page<C> {
     /// The events.
     pub events: Vec<Recorded<Payload>>,
-    /// What to read next; none when this page is the last.
+    /// What to read next; none when this page is the last. A filter can leave a page empty that is not the last.
     pub next: Option<C>,
 }
 
@@ -173,18 +175,21 @@ impl Inner {
         limit: usize,
     ) -> Result<Page<Position>, sqlx::Error> {
         let limit = limit.clamp(1, PAGE_EVENTS * 10);
+        // Rare events: what is looked through at once stays bounded, whatever is found in it.
+        let filtered = !read.event_types.is_empty() || !read.categories.is_empty();
+        let end = if filtered { up_to.min(Position::new(read.after.get().saturating_add(SCAN))) } else { up_to };
         let some = |list: &[String]| if list.is_empty() { None } else { Some(list.to_vec()) };
         let page = fetch_page(conn, limit, |last, limit| {
             sqlx::query(self.sql.read_log.clone())
                 .bind(last.map_or(read.after, |last| last.position).get())
-                .bind(up_to.get())
+                .bind(end.get())
                 .bind(some(&read.event_types))
                 .bind(some(&read.categories))
                 .bind(limit as i64)
         })
         .await?;
         let next = page.events.last().filter(|_| page.cut).map(|last| last.position);
-        Ok(Page { next, events: page.events })
+        Ok(Page { next: next.or((end < up_to).then_some(end)), events: page.events })
     }
 }
 

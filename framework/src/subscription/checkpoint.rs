@@ -40,6 +40,8 @@ pub(crate) struct ReadModel {
     pub(crate) name: &'static str,
     pub(crate) kind: &'static str,
     pub(crate) version: u32,
+    /// The stream categories that it reads, sorted.
+    pub(crate) categories: Vec<String>,
     pub(crate) schema: StoreName,
     /// Statements that run with `search_path` set to the schema.
     pub(crate) tables: Vec<SqlStr>,
@@ -67,7 +69,7 @@ impl ReadModel {
         let known =
             sqlx::query(sql.read_follower.clone()).bind(self.name).fetch_optional(&mut *tx).await.map_err(&what)?;
         match known {
-            Some(row) => return self.check(row.get(0), row.get::<i32, _>(1), there),
+            Some(row) => return self.check(row.get(0), row.get(1), row.get(2), there),
             None if there => {
                 return Err(StoreError::Unfit(format!(
                     "schema {schema} exists, but {} has no checkpoint in the store: drop the schema, or give the read \
@@ -94,13 +96,14 @@ impl ReadModel {
             .bind(self.name)
             .bind(self.kind)
             .bind(self.version as i32)
+            .bind(&self.categories)
             .execute(&mut *tx)
             .await
             .map_err(&what)?;
         tx.commit().await.map_err(&what)
     }
 
-    fn check(&self, kind: &str, version: i32, there: bool) -> Result<(), StoreError> {
+    fn check(&self, kind: &str, version: i32, categories: Vec<String>, there: bool) -> Result<(), StoreError> {
         let (name, schema) = (self.name, self.schema.as_str());
         let trouble = if kind != self.kind {
             format!(
@@ -112,6 +115,14 @@ impl ReadModel {
                 "{name} is stored at version {version} and this build has version {}: drop schema {schema} cascade, then \
                  delete its rows from the store's tables checkpoints and followers, and it is built again from the log",
                 self.version
+            )
+        } else if categories != self.categories {
+            format!(
+                "{name} was built from the streams of {} and reads those of {} in this build, whose past it lacks: drop \
+                 schema {schema} cascade, then delete its rows from the store's tables checkpoints and followers, and it \
+                 is built again from the log",
+                categories.join(", "),
+                self.categories.join(", ")
             )
         } else if !there {
             format!(

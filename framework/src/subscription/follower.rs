@@ -27,13 +27,11 @@ use super::{
 use crate::{
     Payload, Position, Recorded,
     error::StoreError,
-    store::{Annals, ReadLog, within},
+    store::{Annals, BATCH_DEADLINE, ReadLog, within},
 };
 
 /// Events of one batch at most.
 const BATCH: usize = 2_000;
-/// How long one batch may take before its connection is given up.
-const BATCH_DEADLINE: Duration = Duration::from_secs(120);
 /// A checkpoint that only passes over events of others is saved this often.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// The longest pause before a failing event is tried again, and before a failing database is.
@@ -200,6 +198,8 @@ impl<F: Follower> Runner<F> {
                     if failure.events <= 1 {
                         attempts += 1;
                         self.wait_after(failure, attempts).await;
+                    } else {
+                        self.show_searching(failure);
                     }
                 }
             }
@@ -318,6 +318,16 @@ impl<F: Follower> Runner<F> {
             .execute(&self.store.inner.followers);
         let moved = within(self.store.config().read_deadline, "move a checkpoint", moving).await;
         matches!(moved, Ok(Ok(done)) if done.rows_affected() == 1)
+    }
+
+    /// Shows a failure of several events at once, while it is found out which of them it is.
+    fn show_searching(&self, failure: Failure) {
+        let (name, events, error) = (self.follower.name(), failure.events, failure.text());
+        tracing::warn!(follower = name, events, %error, "a batch failed; looking for the event");
+        self.show(|status| {
+            status.state = FollowerState::Retrying;
+            status.last_error = Some(error);
+        });
     }
 
     async fn wait_after(&self, failure: Failure, attempts: u32) {

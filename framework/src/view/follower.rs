@@ -45,12 +45,19 @@ impl ViewSql {
 }
 
 /// What creates the schema of `V`.
-pub(crate) fn read_model<V: View>(store: &StoreName) -> Result<ReadModel, crate::InvalidInput> {
+pub(crate) fn read_model<V: View>(store: &StoreName, contracts: &Contracts) -> Result<ReadModel, crate::InvalidInput> {
     let schema = store.read_model(V::NAME)?;
     let tables = [include_str!("../sql/create_read_model.sql"), include_str!("../sql/create_documents.sql")];
     let mut tables: Vec<_> = tables.into_iter().map(|text| schema.instantiate_model(store, text)).collect();
     tables.push(schema.verbatim(V::INDEXES));
-    Ok(ReadModel { name: V::NAME, kind: "view", version: V::VERSION, schema, tables })
+    Ok(ReadModel {
+        name: V::NAME,
+        kind: "view",
+        version: V::VERSION,
+        categories: contracts.categories_of::<V::Event>(),
+        schema,
+        tables,
+    })
 }
 
 /// The follower of a view.
@@ -64,7 +71,7 @@ pub(crate) struct ViewFollower<V> {
 
 impl<V: View> ViewFollower<V> {
     pub(crate) fn new(store: &Annals, contracts: Arc<Contracts>) -> Result<Self, crate::InvalidInput> {
-        let categories = contracts.categories_of::<V::Event>().into_iter().map(str::to_owned).collect();
+        let categories = contracts.categories_of::<V::Event>();
         let sql = ViewSql::new::<V>(&store.inner.name)?;
         // A document is folded from many events, so the limit of one payload does not bound it.
         let limits = PayloadLimits { bytes: 256 << 20, ..store.config().limits.payload };
