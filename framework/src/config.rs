@@ -7,7 +7,8 @@ use crate::{InvalidInput, PayloadLimits};
 /// Where the store is and how much it may use. Every field has a default but the URL.
 ///
 /// Connections to Postgres, at most: `append_lanes + held_lanes + read_connections + follower_connections +
-/// user_connections + 2` (the tail and the wake-up), 23 by default, and each of them only when it is needed.
+/// user_connections + 3` (the tail, the wake-up, and a short-lived one that looks up a lost answer or sets up a read model),
+/// 24 by default, and each of them only when it is needed.
 ///
 /// ```
 /// use annals::Config;
@@ -20,48 +21,67 @@ pub struct Config {
     /// `postgres://user:password@host/database`. Never printed.
     pub url: String,
     /// The store's name, which is its schema: 1 to 30 lower case letters, digits and `_`. Two stores share nothing.
+    /// Default: `annals`.
     pub store: String,
     /// How connections show themselves in `pg_stat_activity`.
+    /// Default: `annals`.
     pub application_name: String,
     /// Appends that are written at the same time, each on a connection of its own.
+    /// Default: 2.
     pub append_lanes: usize,
     /// Appends to streams that another transaction holds, which wait beside the lanes instead of in them.
+    /// Default: 2.
     pub held_lanes: usize,
     /// Connections for loading aggregates and reading streams.
+    /// Default: 8.
     pub read_connections: u32,
     /// Connections for views and projectors.
+    /// Default: 4.
     pub follower_connections: u32,
     /// Connections of the pool that [`Annals::pool`](crate::Annals::pool) hands out for SQL of your own.
+    /// Default: 5.
     pub user_connections: u32,
     /// Appends that may wait. One more is refused as [`Overloaded`](crate::StoreError::Overloaded).
+    /// Default: 10,000.
     pub append_queue: usize,
     /// What stands between this process and Postgres.
     pub pooler: Pooler,
     /// What may be appended.
     pub limits: Limits,
     /// How long an append may take, queue and conflicts of lanes included.
+    /// Default: 20 s.
     pub append_deadline: Duration,
     /// How long a command may take: loading, deciding, appending, and deciding again after conflicts.
+    /// Default: 30 s.
     pub command_deadline: Duration,
     /// How long one read may take to answer.
+    /// Default: 20 s.
     pub read_deadline: Duration,
     /// How long a lane waits for one answer before it takes the connection for dead and asks on another what happened.
+    /// Default: 5 s.
     pub statement_deadline: Duration,
     /// How long migrations may take, waiting for another process that migrates included.
+    /// Default: 10 min.
     pub migration_deadline: Duration,
     /// How long connecting may take.
+    /// Default: 5 s.
     pub connect_deadline: Duration,
     /// How long a lane waits for a stream that another transaction holds before the append leaves the lane.
+    /// Default: 50 ms.
     pub lock_deadline: Duration,
     /// How long a transaction that used `append_in` may sit idle before Postgres ends it: while it is open, no reader
     /// sees what was appended after it.
+    /// Default: 10 s.
     pub transaction_deadline: Duration,
     /// How long a shutdown waits for commands and followers.
+    /// Default: 30 s.
     pub drain_deadline: Duration,
     /// How long the tail sleeps when nothing tells it of new events: the longest delay of an event of another process
     /// whose wake-up was lost.
+    /// Default: 100 ms.
     pub poll_interval: Duration,
     /// Aggregates of one type whose state is kept in memory.
+    /// Default: 10,000.
     pub cached_aggregates: usize,
 }
 
@@ -141,6 +161,10 @@ impl Config {
             &mut self.poll_interval,
         ] {
             *duration = (*duration).clamp(Duration::from_millis(1), Duration::from_secs(24 * 60 * 60));
+        }
+        for count in [&mut self.append_lanes, &mut self.held_lanes, &mut self.append_queue, &mut self.cached_aggregates]
+        {
+            *count = (*count).max(1);
         }
         for connections in [&mut self.read_connections, &mut self.follower_connections, &mut self.user_connections] {
             *connections = (*connections).max(1);

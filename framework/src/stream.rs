@@ -43,9 +43,13 @@ impl StreamId {
     /// The stream of the aggregate `id` in `category`.
     ///
     /// # Errors
-    /// [`InvalidInput::StreamName`] if `category` is empty or holds a `-`, or if the whole name breaks a rule.
+    /// [`InvalidInput::StreamName`] if `id` is empty, if `category` is or holds a `-`, or if the whole name breaks a rule.
     pub fn of(category: &str, id: impl Into<Id>) -> Result<Self, InvalidInput> {
-        let name = format!("{category}-{}", &*id.into());
+        let id = id.into();
+        let name = format!("{category}-{}", &*id);
+        if id.is_empty() {
+            return Err(InvalidInput::stream_name(&name, "the id is empty"));
+        }
         if category.is_empty() || category.contains('-') {
             return Err(InvalidInput::stream_name(&name, "a category is at least one character and holds no `-`"));
         }

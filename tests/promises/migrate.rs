@@ -193,7 +193,7 @@ async fn a_migration_that_was_edited_is_refused() {
     let refused = Annals::connect(Config::new(database.url())).await;
 
     let Err(StoreError::Unfit(text)) = &refused else { panic!("{refused:?}") };
-    assert!(text.contains("never edited"), "{text}");
+    assert!(text.contains("another line of development"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,8 +49,13 @@ impl Import {
     /// # Errors
     /// A column is missing, or the file `rejections` cannot be made.
     pub(crate) fn open(source: Source, rejections: Option<&Path>) -> Result<Self, BoxError> {
-        let progress = Progress::new(&source, rejections)?;
-        Ok(Self { orders: Orders::new(source.text)?, progress })
+        let mut progress = Progress::new(&source)?;
+        let orders = Orders::new(source.text)?;
+        if let Some(path) = rejections {
+            let failed = |error| format!("cannot write the rejections to {}: {error}", path.display());
+            progress.write_to(path).map_err(failed)?;
+        }
+        Ok(Self { orders, progress })
     }
 
     /// Records the orders of the file, until it ends or `stop` asks for an end.

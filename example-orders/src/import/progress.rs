@@ -23,16 +23,24 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Every rejection goes to `rejections` too, if there is such a file.
+    /// For the import of `source`.
     ///
     /// # Errors
-    /// The file cannot be made.
-    pub(crate) fn new(source: &Source, rejections: Option<&Path>) -> io::Result<Self> {
+    /// The bar's template is wrong.
+    pub(crate) fn new(source: &Source) -> io::Result<Self> {
         let bar = ProgressBar::new(source.total_bytes);
         let template = "{bar:30} {percent:>3} %  {msg}  {eta} left";
         bar.set_style(ProgressStyle::with_template(template).map_err(io::Error::other)?);
-        let file = rejections.map(File::create).transpose()?.map(BufWriter::new);
-        Ok(Self { bar, bytes_read: source.bytes_read.clone(), rejected: 0, file })
+        Ok(Self { bar, bytes_read: source.bytes_read.clone(), rejected: 0, file: None })
+    }
+
+    /// Lets every rejection go to the new file `path` too.
+    ///
+    /// # Errors
+    /// The file is there already, whatever it holds, or cannot be made.
+    pub(crate) fn write_to(&mut self, path: &Path) -> io::Result<()> {
+        self.file = Some(BufWriter::new(File::create_new(path)?));
+        Ok(())
     }
 
     /// Moves the bar.

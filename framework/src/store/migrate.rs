@@ -99,7 +99,8 @@ async fn pending(
             && row.get::<Vec<u8>, _>(2) != checksum(text)
         {
             return Err(StoreError::Unfit(format!(
-                "migration {title} of store {} differs from this build's: a migration that has landed is never edited",
+                "migration {title} of store {} differs from this build's: it was made by another line of \
+                 development. Open it with the build that made it, or begin anew on another store or data folder",
                 name.as_str()
             )));
         }

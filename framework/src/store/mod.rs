@@ -133,7 +133,8 @@ impl Annals {
         self.inner.sql.all().into_iter().map(|(name, text)| (name, text.as_str().to_owned())).collect()
     }
 
-    /// Ends the appender, after what waits in it is written, and closes the connections.
+    /// Ends the appender, after what waits in it is written, and closes the store's own connections, but not those of
+    /// [`Annals::pool`].
     ///
     /// Later calls on any clone are refused as [`StoreError::Closed`].
     pub async fn close(&self) {
