@@ -10,11 +10,11 @@ with role as materialized (
   where r.rolname = current_user and c.oid = 'annals.events'::regclass
 )
 select 'warning' as severity, format('connected as superuser %s, who may alter history', rolname) as what,
-  'create the store''s roles (Store::create_roles) and let the application log in as a member of the writer role' as cure
+  'create the store''s roles (Annals::create_roles) and let the application log in as a member of the writer role' as cure
 from role where rolsuper
 union all
 select 'warning', format('connected as %s, which owns the log and may drop its guards', rolname),
-  'create the store''s roles (Store::create_roles) and let the application log in as a member of the writer role'
+  'create the store''s roles (Annals::create_roles) and let the application log in as a member of the writer role'
 from role where owns and not rolsuper
 union all
 select 'warning', format('%s may set the sequence of positions or choose a position', rolname),
@@ -48,6 +48,13 @@ select 'warning', format('session %s (%s) sits idle in a transaction since %s', 
   format('select pg_terminate_backend(%s)', pid)
 from pg_stat_activity
 where datname = current_database() and state like 'idle in transaction%' and state_change < now() - interval '1 minute'
+union all
+select 'warning', format('%s sessions of other logins are hidden from %s: one that sits idle in a transaction goes unseen',
+    count(*), current_user),
+  'grant pg_read_all_stats to the store''s writer role'
+from pg_stat_activity
+where datname = current_database() and usename is not null and query = '<insufficient privilege>'
+having count(*) > 0
 union all
 select 'fault', format('%s has failed %s times and stands at position %s: %s', follower, attempts, position, last_error),
   coalesce(format('look at the event at position %s', failed_position), 'mend the cause; it goes on by itself')

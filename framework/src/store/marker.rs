@@ -81,11 +81,12 @@ pub struct Holder {
     pub pid: Option<i32>,
     /// The backend's `application_name`, or the prepared transaction's name.
     pub application: String,
-    /// How long the transaction has been open, by the database's clock.
-    pub age: Duration,
-    /// What it is doing: `active`, `idle in transaction`, `prepared`.
+    /// How long the transaction has been open, by the database's clock; none when this role may not see it.
+    pub age: Option<Duration>,
+    /// What it is doing: `active`, `idle in transaction`, `prepared`; `hidden` when this role may not see it, which takes
+    /// `pg_read_all_stats` where the transaction is another login's.
     pub state: String,
-    /// Its last statement, if this role may see it.
+    /// Its last statement; empty when this role may not see it.
     pub query: String,
 }
 
@@ -142,7 +143,7 @@ impl Annals {
                 position: Position::new(row.get("position")),
                 pid: row.get("pid"),
                 application: row.get("application"),
-                age: Duration::from_secs_f64(row.get::<f64, _>("age_s").max(0.0)),
+                age: row.get::<Option<f64>, _>("age_s").map(|age| Duration::from_secs_f64(age.max(0.0))),
                 state: row.get("state"),
                 query: row.get("query"),
             })

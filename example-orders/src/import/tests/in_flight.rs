@@ -28,7 +28,7 @@ async fn import(
 ) -> (Summary, Ending) {
     let (sender, entries) = mpsc::channel(2);
     let reader = std::thread::spawn(move || read(text).into_iter().all(|entry| sender.blocking_send(entry).is_ok()));
-    let mut progress = Progress::new(&Source::of(b"").unwrap(), None).unwrap();
+    let mut progress = Progress::new(&Source::of(b"").unwrap()).unwrap();
     let outcome = run(entries, record, stop, &mut progress).await;
     reader.join().unwrap();
     outcome.unwrap()
