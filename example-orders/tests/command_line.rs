@@ -73,6 +73,7 @@ async fn rejections_are_told_and_answered_with_3() {
     let database = database().await;
     let text: Vec<String> = SAMPLE.lines().take(60).map(|line| line.replace(",150,29", ",150,-29")).collect();
     let (file, rejections) = (File::new("rejected", text.join("\n").as_bytes()), File::new("rejections", b""));
+    std::fs::remove_file(&rejections.0).unwrap();
 
     let output = run(&database, &["import", file.path(), "--rejections", rejections.path()]);
 
@@ -80,6 +81,18 @@ async fn rejections_are_told_and_answered_with_3() {
     let expected = "line 5: order 31198705046: discount_cents: \"-29\" is negative";
     assert!(errors(&output).contains(expected), "{}", errors(&output));
     assert!(std::fs::read_to_string(&rejections.0).unwrap().contains(expected));
+}
+
+#[tokio::test]
+async fn a_file_that_is_there_is_never_written_over_with_rejections() {
+    let database = database().await;
+    let file = File::new("input", SAMPLE.as_bytes());
+
+    let output = run(&database, &["import", file.path(), "--rejections", file.path()]);
+
+    assert_eq!(answer(&output).0, Some(1));
+    assert!(errors(&output).contains("cannot write the rejections to"), "{}", errors(&output));
+    assert_eq!(std::fs::read_to_string(&file.0).unwrap(), SAMPLE);
 }
 
 #[tokio::test]
