@@ -240,7 +240,7 @@ impl Contracts {
     /// # Errors
     /// As [`check_contract`], for a union, and for a category that is registered already.
     pub(crate) fn register<E: Event>(&mut self, category: &str) -> Result<(), ContractError> {
-        if let Err(source) = StreamId::of(category, "") {
+        if let Err(source) = StreamId::of(category, "0") {
             return Err(ContractError::Category { category: category.to_owned(), source });
         }
         let contract = Contract::of::<E>(category)?;
