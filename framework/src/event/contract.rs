@@ -115,7 +115,7 @@ pub(crate) fn check_contract<E: Event>() -> Result<&'static [&'static str], Cont
         return Ok(types);
     }
     for category in types {
-        match shape_within::<E>(&category) {
+        match shape_within::<E>(category) {
             Shape::Enum([]) => {
                 let found = "an enum without variants".to_owned();
                 return Err(ContractError::UnionVariant { rust_type, category, found });
