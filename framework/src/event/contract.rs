@@ -273,7 +273,6 @@ impl Contracts {
     /// # Errors
     /// [`ContractError::Reader`] lists categories without an aggregate and event types that `E` lacks; also as
     /// [`check_contract`].
-    #[allow(dead_code, reason = "the app checks its followers with it")]
     pub(crate) fn check_reader<E: Event>(&self) -> Result<(), ContractError> {
         check_contract::<E>()?;
         let categories = self.categories_of::<E>();
