@@ -102,6 +102,7 @@ pub struct Builder {
     contracts: Contracts,
     repositories: Vec<Make>,
     readers: Vec<Check>,
+    views: HashMap<TypeId, ViewSql>,
     followers: Vec<(&'static str, Start)>,
     error: Option<StartError>,
 }
@@ -114,6 +115,7 @@ impl Annals {
             contracts: Contracts::default(),
             repositories: vec![],
             readers: vec![],
+            views: HashMap::new(),
             followers: vec![],
             error: None,
         }
@@ -135,6 +137,10 @@ impl Builder {
     /// Lets `V` follow the log.
     pub fn view<V: View>(mut self) -> Self {
         self.readers.push(Contracts::check_reader::<V::Event>);
+        // A name that is refused is refused at the start.
+        if let Ok(sql) = ViewSql::new::<V>(&self.store.inner.name) {
+            self.views.insert(TypeId::of::<V>(), sql);
+        }
         self.followers.push((
             V::NAME,
             Box::new(|store, contracts| {
@@ -196,7 +202,14 @@ impl Builder {
         if let Some(tail) = &tail {
             followers.extend(runs.into_iter().map(|(name, run)| (name, run(store.clone(), tail, stop.clone()))));
         }
-        let inner = Inner { store, repositories, followers: Mutex::new(followers), commands: TaskTracker::new(), stop };
+        let inner = Inner {
+            store,
+            repositories,
+            views: self.views,
+            followers: Mutex::new(followers),
+            commands: TaskTracker::new(),
+            stop,
+        };
         Ok(App { inner: Arc::new(inner) })
     }
 }
@@ -220,6 +233,7 @@ impl<A: Aggregate> Kept for Repository<A> {
 struct Inner {
     store: Annals,
     repositories: HashMap<TypeId, Box<dyn Kept>>,
+    views: HashMap<TypeId, ViewSql>,
     followers: Mutex<Vec<(&'static str, Handle)>>,
     commands: TaskTracker,
     stop: CancellationToken,
@@ -312,9 +326,10 @@ impl App {
     /// Reads the document `key` of the view `V`, as far as the view has come.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`], [`StoreError::Timeout`]; [`StoreError::Unfit`] if the stored document does not decode.
+    /// [`StoreError::Unavailable`], [`StoreError::Timeout`]; [`StoreError::Unfit`] if the stored document does not decode,
+    /// or if `V` is not registered in this app.
     pub async fn get<V: View>(&self, key: impl Into<Id>) -> Result<Option<V>, StoreError> {
-        let sql = ViewSql::new::<V>(&self.inner.store.inner.name)?.get;
+        let sql = self.view::<V>()?.get.clone();
         let key = key.into();
         let text: Option<String> = self
             .inner
@@ -333,7 +348,7 @@ impl App {
     /// # Errors
     /// As [`App::get`].
     pub async fn list<V: View>(&self, after: Option<&Id>, limit: usize) -> Result<Vec<(Id, V)>, StoreError> {
-        let sql = ViewSql::new::<V>(&self.inner.store.inner.name)?.list;
+        let sql = self.view::<V>()?.list.clone();
         let rows: Vec<(String, String)> = self
             .inner
             .store
@@ -355,7 +370,7 @@ impl App {
     /// # Errors
     /// As [`App::get`].
     pub async fn count<V: View>(&self) -> Result<u64, StoreError> {
-        let sql = ViewSql::new::<V>(&self.inner.store.inner.name)?.count;
+        let sql = self.view::<V>()?.count.clone();
         let count: i64 = self
             .inner
             .store
@@ -464,6 +479,12 @@ impl App {
         let kept = self.inner.repositories.get(&TypeId::of::<A>());
         kept.and_then(|kept| kept.as_any().downcast_ref()).ok_or_else(|| {
             StoreError::Unfit(format!("aggregate {:?} is not registered: add .aggregate::<…>() to the app", A::TYPE))
+        })
+    }
+
+    fn view<V: View>(&self) -> Result<&ViewSql, StoreError> {
+        self.inner.views.get(&TypeId::of::<V>()).ok_or_else(|| {
+            StoreError::Unfit(format!("view {:?} is not registered: add .view::<…>() to the app", V::NAME))
         })
     }
 

@@ -117,6 +117,8 @@ impl AsRef<str> for StreamId {
 
 /// The id of one aggregate or of one document: any text. Made from whatever prints itself.
 ///
+/// It dereferences to its text: `&*id` is a `&str`, and what takes `impl Into<Id>` takes `&*id` for an id that is kept.
+///
 /// ```
 /// # use annals::Id;
 /// assert_eq!(&*Id::from(42), "42");

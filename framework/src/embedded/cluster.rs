@@ -148,7 +148,7 @@ fn settings(port: u16, options: &Options) -> Vec<(String, String)> {
         ("unix_socket_directories", ""),
         ("max_connections", "200"),
         ("max_prepared_transactions", "10"),
-        ("shared_buffers", "128MB"),
+        ("shared_buffers", "96MB"),
         ("fsync", durable),
         ("full_page_writes", durable),
         ("synchronous_commit", "on"),

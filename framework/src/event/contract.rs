@@ -158,7 +158,6 @@ fn check_versions<E: Event>(types: &[&'static str]) -> Result<(), ContractError>
 pub(crate) struct Contract {
     event: TypeId,
     types: Vec<KnownType>,
-    schema: schemars::Schema,
 }
 
 #[derive(Debug)]
@@ -187,19 +186,7 @@ impl Contract {
             upcasts: upcasts.iter().filter(|upcast| upcast.event_type == name).copied().collect(),
         };
         let types = check_contract::<E>()?.iter().map(known).collect();
-        Ok(Self { event: TypeId::of::<E>(), types, schema: schemars::schema_for!(E) })
-    }
-
-    /// The JSON schema of the event enum.
-    #[allow(dead_code, reason = "the registry of contracts stores it")]
-    pub(crate) fn schema(&self) -> &schemars::Schema {
-        &self.schema
-    }
-
-    /// Every stored type with the version that this build writes.
-    #[allow(dead_code, reason = "the registry of contracts stores them")]
-    pub(crate) fn types(&self) -> impl Iterator<Item = (&'static str, u16)> {
-        self.types.iter().map(|known| (known.name, known.version))
+        Ok(Self { event: TypeId::of::<E>(), types })
     }
 
     /// The payload in the current schema version; borrowed, and not looked at, if it is stored in that.
@@ -278,11 +265,11 @@ impl Contracts {
         let categories = self.categories_of::<E>();
         let mut problems = vec![];
         if categories.is_empty() {
-            problems.push("no registered aggregate has these events".to_owned());
+            problems.push("no registered aggregate has these events; add .aggregate::<…>() to the app".to_owned());
         }
         for category in categories {
             let Some(contract) = self.get(&category) else {
-                problems.push(format!("no aggregate is registered for the category {category:?}"));
+                problems.push(format!("no aggregate is registered for {category:?}; add .aggregate::<…>() to the app"));
                 continue;
             };
             let Shape::Enum(readable) = (if E::UNION { shape_within::<E>(&category) } else { shape_of::<E>() }) else {
@@ -316,7 +303,7 @@ impl Contracts {
     fn event<E: Event>(&self, recorded: &Recorded<Payload>) -> Result<E, BoxError> {
         let category = recorded.stream.category();
         let Some(contract) = self.get(category) else {
-            return Err(format!("no aggregate is registered for the category {category:?}").into());
+            return Err(format!("no aggregate is registered for {category:?}; add .aggregate::<…>() to the app").into());
         };
         let payload = contract.current(recorded)?;
         Ok(decode::decode(category, &recorded.event_type, &payload)?)

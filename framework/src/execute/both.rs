@@ -35,7 +35,13 @@ pub(crate) async fn execute_both<A: Aggregate, B: Aggregate>(
 ) -> Both<A, B, Receipts> {
     let order = Order::new(options, &first.0.store);
     let result = execute_order(&first, &second, &order).await;
-    first.0.count(&first.1, &order, &result);
+    // A rejection is counted where it was said, everything else on both sides.
+    if !matches!(result, Err(ExecuteError::Rejected(Either::Second(_)))) {
+        first.0.count(&first.1, &order, &result);
+    }
+    if !matches!(result, Err(ExecuteError::Rejected(Either::First(_)))) {
+        second.0.count(&second.1, &order, &result);
+    }
     result.map(Answer::into_inner)
 }
 

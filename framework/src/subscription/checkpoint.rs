@@ -87,10 +87,17 @@ impl ReadModel {
             None => {}
         }
         for statement in self.tables {
-            sqlx::raw_sql(statement)
-                .execute(&mut *tx)
-                .await
-                .map_err(|error| StoreError::Refused { what: "create the tables of a read model", source: error })?;
+            sqlx::raw_sql(statement).execute(&mut *tx).await.map_err(|error| {
+                match StoreError::on("create the tables of a read model")(error) {
+                    StoreError::Refused { source, .. } => StoreError::Unfit(format!(
+                        "the {} of {} cannot be created in schema {schema}: {source}. Correct its SQL and start again; \
+                         nothing was created",
+                        if self.kind == "view" { "indexes" } else { "tables or indexes" },
+                        self.name,
+                    )),
+                    passing => passing,
+                }
+            })?;
         }
         sqlx::query(sql.create_follower.clone())
             .bind(self.name)

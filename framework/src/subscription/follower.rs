@@ -41,7 +41,7 @@ const LONGEST_PAUSE_OF_DATABASE: Duration = Duration::from_secs(2);
 /// What a follower is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FollowerState {
-    /// It has not begun yet, or waits for the tail's connection.
+    /// It has not begun yet.
     Starting,
     /// It follows the log.
     Running,
@@ -223,6 +223,11 @@ impl<F: Follower> Runner<F> {
                 }
                 let committed = Checkpoint::read(&self.store, self.follower.name()).await?;
                 self.position.send_replace(committed.position);
+                self.show(|status| {
+                    if status.state == FollowerState::Starting {
+                        status.state = FollowerState::Running;
+                    }
+                });
                 let (epoch, read) = (frontier.epoch, committed.position);
                 place.insert(Place { epoch, committed, read, saved_at: Instant::now() })
             }
@@ -263,7 +268,7 @@ impl<F: Follower> Runner<F> {
 
     async fn wait_for_tail(&mut self) {
         tokio::select! {
-            _ = self.frontier.changed() => {}
+            Ok(()) = self.frontier.changed() => {}
             () = self.stop.cancelled() => {}
             () = sleep(SAVE_EVERY) => {}
         }

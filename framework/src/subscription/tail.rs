@@ -1,7 +1,8 @@
 //! The tail: one reader of the log for all followers of the process.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures::FutureExt;
 use sqlx::PgConnection;
 use tokio::{
     sync::{Notify, Semaphore, watch},
@@ -9,7 +10,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{failure::Failure, recent::Recent, wake_up};
+use super::{
+    failure::{Failure, message},
+    recent::Recent,
+    wake_up,
+};
 use crate::{
     Position,
     error::StoreError,
@@ -78,13 +83,14 @@ impl Reader {
     async fn run(self) {
         let (mut epoch, mut pause) = (0, SHORTEST_PAUSE);
         loop {
-            let error = match self.follow().await {
-                Ok(never) => never,
-                Err(error) => error,
+            let error = match AssertUnwindSafe(self.follow()).catch_unwind().await {
+                Ok(Ok(never)) => match never {},
+                Ok(Err(error)) => Failure::from(error).text(),
+                Err(panic) => format!("it panicked: {}", message(panic)),
             };
             self.frontier.send_modify(|frontier| frontier.connected = false);
             tracing::warn!(%error, "the tail of the log lost its connection; followers start again from their checkpoints");
-            self.trouble.send_replace(Some(format!("the log cannot be read: {}", Failure::from(error).text())));
+            self.trouble.send_replace(Some(format!("the log cannot be read: {error}")));
             if self.frontier.borrow().epoch > epoch {
                 (epoch, pause) = (self.frontier.borrow().epoch, SHORTEST_PAUSE);
             }
@@ -94,7 +100,7 @@ impl Reader {
     }
 
     /// Reads on one connection until it fails.
-    async fn follow(&self) -> Result<StoreError, StoreError> {
+    async fn follow(&self) -> Result<Infallible, StoreError> {
         let inner = &self.store.inner;
         let mut conn = connect(&inner.options, inner.config.connect_deadline).await?;
         let mut appended = inner.appender.appended.subscribe();

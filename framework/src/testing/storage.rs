@@ -20,7 +20,7 @@ use crate::{
 /// numbers positions and versions that are left alone, and `recorded_at` is the first second of 2026.
 ///
 /// # Panics
-/// If `stream` is no stream name, if the event cannot be stored, or if it is the event of another aggregate than the
+/// If `stream` is no stream name or has no id, if the event cannot be stored, or if it is the event of another aggregate than the
 /// stream's in a union.
 ///
 /// # Example
@@ -40,7 +40,8 @@ use crate::{
 #[track_caller]
 pub fn recorded<E: Event>(stream: &str, event: E) -> Recorded<E> {
     let stream = match StreamId::new(stream) {
-        Ok(stream) => stream,
+        Ok(stream) if !stream.id().is_empty() => stream,
+        Ok(stream) => panic!("{stream} has no id: name the whole stream of an aggregate, like order-1"),
         Err(error) => panic!("{error}"),
     };
     let stored = store(&stream, &event);

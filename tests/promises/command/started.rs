@@ -129,7 +129,7 @@ async fn events_that_cannot_be_stored_or_read_are_named_at_the_start() {
     assert!(text.contains("\"account\""), "{text}");
     let (error, text) = start_error(store.app().aggregate::<Account>().view::<Spend>()).await;
     assert!(matches!(error, StartError::Contract(ContractError::Reader { .. })), "{error:?}");
-    assert!(text.contains("no registered aggregate has these events"), "{text}");
+    assert!(text.contains("no registered aggregate has these events; add .aggregate::<…>()"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! P4: a read model is set up once, and another one of its name is never taken for it.
 
-use annals::{BoxError, Change, Id, Projector, Recorded, View, WaitError, testing::database};
+use annals::{BoxError, Change, FollowerState, Id, Projector, Recorded, View, WaitError, testing::database};
 use futures::future::join_all;
 use serde::{Deserialize, Serialize};
 use sqlx::Executor;
@@ -19,6 +19,23 @@ struct NewSpend;
 impl View for NewSpend {
     const NAME: &'static str = "spend";
     const VERSION: u32 = 2;
+    type Event = OrderEvent;
+
+    fn keys(_: &Recorded<OrderEvent>) -> Vec<Id> {
+        vec![]
+    }
+
+    fn apply(&mut self, _: &Id, _: &Recorded<OrderEvent>) -> Change {
+        Change::Keep
+    }
+}
+
+/// A view that nobody registers.
+#[derive(Default, Serialize, Deserialize)]
+struct Forgotten;
+
+impl View for Forgotten {
+    const NAME: &'static str = "forgotten";
     type Event = OrderEvent;
 
     fn keys(_: &Recorded<OrderEvent>) -> Vec<Id> {
@@ -99,13 +116,27 @@ async fn processes_that_start_together_set_up_one_read_model() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn waiting_for_a_read_model_that_is_not_there_names_it() {
+async fn a_read_model_that_is_not_there_is_named() {
     let database = database().await;
     let app = shop(database.url(), |_| ()).await;
 
     let unknown = app.wait_for("spent", annals::Position::START, LONG).await;
+    let unregistered = app.get::<Forgotten>("ada").await.map(|_| ()).unwrap_err().to_string();
 
     assert!(matches!(&unknown, Err(WaitError::Unknown { name }) if name == "spent"), "{unknown:?}");
+    assert!(unregistered.contains("view \"forgotten\" is not registered: add .view"), "{unregistered}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_been_waited_for_runs() {
+    let database = database().await;
+    let app = shop(database.url(), |_| ()).await;
+
+    app.wait_for_all(annals::Position::START, LONG).await.unwrap();
+    let position = app.execute::<Order>("1", place("ada", 5)).await.unwrap().position;
+    app.wait_for_all(position, LONG).await.unwrap();
+
+    assert!(app.followers().iter().all(|status| status.state == FollowerState::Running), "{:?}", app.followers());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -138,7 +138,7 @@ fn what_is_unknown_is_refused_with_what_is_known() {
     assert_eq!(refused::<Both>(&stored("order-1", "Placed", 0, "{}")), "schema versions start at 1");
     assert_eq!(
         refused::<Both>(&stored("shop-1", "Cancelled", 1, "{}")),
-        "no aggregate is registered for the category \"shop\""
+        "no aggregate is registered for \"shop\"; add .aggregate::<…>() to the app"
     );
 }
 
@@ -166,12 +166,12 @@ fn a_reader_is_checked_against_the_registered_aggregates() {
     assert!(
         error.ends_with(
             "Lacking cannot read what it asks for: Ordered of \"order\" is missing in it; Placed of \"order\" is missing \
-             in it; no aggregate is registered for the category \"shop\""
+             in it; no aggregate is registered for \"shop\"; add .aggregate::<…>() to the app"
         ),
         "{error}"
     );
     let error = Contracts::default().check_reader::<CardEvent>().unwrap_err().to_string();
-    assert!(error.ends_with("no registered aggregate has these events"), "{error}");
+    assert!(error.contains("no registered aggregate has these events; add .aggregate::<…>()"), "{error}");
 }
 
 /// Two aggregates cannot share a category, a category begins a stream's name, and a union cannot be appended.
@@ -183,9 +183,6 @@ fn a_registration_is_checked() {
     assert!(matches!(contracts.register::<CardEvent>("gift-card"), Err(ContractError::Category { .. })));
     assert!(matches!(contracts.register::<CardEvent>("$card"), Err(ContractError::Category { .. })));
     assert!(matches!(contracts.register::<Both>("both"), Err(ContractError::UnionAppended { .. })));
-    let types: Vec<_> = contracts.get("order").unwrap().types().collect();
-    assert_eq!(types, [("Ordered", 1), ("Placed", 3), ("Cancelled", 1)]);
-    assert!(contracts.get("order").unwrap().schema().as_object().is_some());
 }
 
 macro_rules! event_type {
