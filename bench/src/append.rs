@@ -1,18 +1,22 @@
-//! Appends and commands of one event, by many callers at once; each stream takes ten.
+//! Appends and commands by many callers at once; each stream takes ten of them.
 
 use std::time::{Duration, Instant};
 
-use annals::{Aggregate, Annals, App, BoxError, Config, Context, Event, NewEvent, StreamId, Version};
+use annals::{Aggregate, Annals, App, BoxError, Config, Context, Event, NewEvent, Options, StreamId, Version};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::measure::Figures;
+use crate::{
+    measure::Figures,
+    server::{self, Server},
+};
 
-/// Events to a stream.
-const PER_STREAM: i64 = 10;
+/// Appends or commands to a stream.
+const PER_STREAM: usize = 10;
+const STORE: &str = "bench_append";
 
-#[derive(Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 enum CounterEvent {
     Counted { note: String },
 }
@@ -20,6 +24,7 @@ impl Event for CounterEvent {}
 
 #[derive(Serialize)]
 struct Count {
+    events: usize,
     note: String,
 }
 
@@ -35,7 +40,7 @@ impl Aggregate for Counter {
     type Error = std::fmt::Error;
 
     fn handle(&self, command: &Count, _: &Context) -> Result<Vec<CounterEvent>, std::fmt::Error> {
-        Ok(vec![CounterEvent::Counted { note: command.note.clone() }])
+        Ok(vec![CounterEvent::Counted { note: command.note.clone() }; command.events])
     }
 
     fn apply(&mut self, _: &CounterEvent) {
@@ -43,35 +48,48 @@ impl Aggregate for Counter {
     }
 }
 
-/// 250 bytes of JSON.
+/// The text that makes a payload of 250 bytes.
 fn note() -> String {
     "x".repeat(239)
 }
 
-pub(crate) async fn append(url: &str, callers: usize, seconds: u64) -> Result<Figures, BoxError> {
-    let annals = Annals::connect(Config::new(url)).await?;
+/// As many appends as `callers` get through in `seconds`, in a new store.
+pub(crate) async fn append(server: &Server, events: usize, callers: usize, seconds: u64) -> Result<Figures, BoxError> {
+    server.drop_store(STORE).await?;
+    let annals = Annals::connect(config(server)).await?;
     let payload = format!("{{\"note\":\"{}\"}}", note());
+    server.settle().await?;
     let call = async |until: Instant| -> Result<Vec<u64>, BoxError> {
         let mut latencies = vec![];
         while Instant::now() < until {
             let stream = StreamId::of("bench", Uuid::now_v7())?;
-            for version in 0..PER_STREAM {
-                let event = NewEvent::new("Counted", payload.clone());
+            for nth in 0..PER_STREAM {
+                let new = (0..events).map(|_| NewEvent::new("Counted", payload.clone())).collect();
+                let expected = Version::new((nth * events) as i64);
                 let start = Instant::now();
-                annals.append(&stream, Version::new(version), vec![event]).await?;
+                annals.append(&stream, expected, new).await?;
                 latencies.push(start.elapsed().as_micros() as u64);
             }
         }
         Ok(latencies)
     };
-    let figures = run(callers, seconds, call).await;
+    let figures = run(events, callers, seconds, call).await;
     annals.close().await;
     figures
 }
 
-pub(crate) async fn command(url: &str, callers: usize, seconds: u64) -> Result<Figures, BoxError> {
-    let annals = Annals::connect(Config::new(url)).await?;
+/// The same as full commands: load, decide, append. With `ids`, each has a command id from outside.
+pub(crate) async fn command(
+    server: &Server,
+    events: usize,
+    callers: usize,
+    ids: bool,
+    seconds: u64,
+) -> Result<Figures, BoxError> {
+    server.drop_store(STORE).await?;
+    let annals = Annals::connect(config(server)).await?;
     let app: App = annals.app().aggregate::<Counter>().start().await?;
+    server.settle().await?;
     let note = note();
     let call = async |until: Instant| -> Result<Vec<u64>, BoxError> {
         let mut latencies = vec![];
@@ -79,23 +97,28 @@ pub(crate) async fn command(url: &str, callers: usize, seconds: u64) -> Result<F
             let id = Uuid::now_v7();
             for _ in 0..PER_STREAM {
                 let start = Instant::now();
-                app.execute::<Counter>(id, Count { note: note.clone() }).await?;
+                let options = if ids { Options::default().command_id(Uuid::now_v7()) } else { Options::default() };
+                app.execute_with::<Counter>(id, Count { events, note: note.clone() }, options).await?;
                 latencies.push(start.elapsed().as_micros() as u64);
             }
         }
         Ok(latencies)
     };
-    let figures = run(callers, seconds, call).await;
+    let figures = run(events, callers, seconds, call).await;
     app.shutdown().await;
     figures
 }
 
-async fn run<F>(callers: usize, seconds: u64, call: F) -> Result<Figures, BoxError>
+fn config(server: &Server) -> Config {
+    Config { store: STORE.into(), ..server::config(server.url()) }
+}
+
+async fn run<F>(events: usize, callers: usize, seconds: u64, call: F) -> Result<Figures, BoxError>
 where
     F: AsyncFn(Instant) -> Result<Vec<u64>, BoxError>,
 {
     let start = Instant::now();
     let until = start + Duration::from_secs(seconds);
     let all = futures::future::try_join_all((0..callers).map(|_| call(until))).await?;
-    Ok(Figures::of(all.concat(), start.elapsed()))
+    Ok(Figures::of(all.concat(), events, start.elapsed()))
 }

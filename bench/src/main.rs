@@ -1,29 +1,31 @@
 //! Measures Annals beside its limit, on one server, interleaved in one run: what counts is the ratio.
 //!
 //! ```sh
-//! cargo run --release -p bench -- [case…] [--rounds N] [--seconds N] [--json FILE]
+//! cargo run --release -p bench -- [case…] [--rounds N] [--seconds N] [--events N] [--orders FILE] [--json FILE]
 //! ```
 //!
-//! Appends and commands stand beside `pgbench` inserting the same row shape, a view beside a bare sqlx read of the same
-//! rows.
+//! Appends and commands stand beside `pgbench` inserting the same row shape, reads and read models beside a bare sqlx read
+//! of the same rows, the import beside single commands.
 
 mod append;
+mod import;
 mod measure;
 mod pgbench;
-mod view;
+mod read;
+mod server;
 
 use std::{fs::File, io::Write, path::PathBuf};
 
-use annals::{
-    BoxError,
-    embedded::{self, Options},
-};
+use annals::BoxError;
 use clap::Parser;
 use comfy_table::Table;
 
 use crate::{
-    measure::{Case, Comparison},
+    import::Import,
+    measure::{Comparison, Figures},
     pgbench::Pgbench,
+    read::Model,
+    server::Server,
 };
 
 /// What to run, and for how long.
@@ -37,82 +39,166 @@ struct Arguments {
     /// How long one measurement of appends or commands takes.
     #[arg(long, default_value_t = 4)]
     seconds: u64,
+    /// How many events a read model catches up over, ten to a stream.
+    #[arg(long, default_value_t = 1_000_000)]
+    events: usize,
+    /// The orders to import, as the example takes them; the sample over and over if none are given.
+    #[arg(long)]
+    orders: Option<PathBuf>,
     /// Writes one line of JSON a case to this file.
     #[arg(long)]
     json: Option<PathBuf>,
 }
 
-const CASES: &[Case] = &[
-    Case::Append { callers: 1 },
-    Case::Append { callers: 32 },
-    Case::Command { callers: 32 },
-    Case::View { events: 200_000 },
+/// Something that is measured beside its limit.
+#[derive(Clone, Copy)]
+enum Case {
+    /// Appends, as a store call.
+    Append { events: usize, callers: usize },
+    /// Commands, ten to a stream.
+    Command { events: usize, callers: usize },
+    /// Commands with an id from outside.
+    CommandId { callers: usize },
+    /// Aggregates of so many events.
+    Load { events: usize },
+    /// A read model that is built.
+    CatchUp(Model),
+    /// How soon a view shows what was acknowledged.
+    Visible,
+    /// The example's import.
+    Import,
+}
+
+const CASES: &[(&str, Case)] = &[
+    ("append-1x1", Case::Append { events: 1, callers: 1 }),
+    ("append-1x8", Case::Append { events: 1, callers: 8 }),
+    ("append-1x32", Case::Append { events: 1, callers: 32 }),
+    ("append-1x256", Case::Append { events: 1, callers: 256 }),
+    ("append-10x8", Case::Append { events: 10, callers: 8 }),
+    ("append-10x32", Case::Append { events: 10, callers: 32 }),
+    ("command-1x1", Case::Command { events: 1, callers: 1 }),
+    ("command-1x8", Case::Command { events: 1, callers: 8 }),
+    ("command-1x32", Case::Command { events: 1, callers: 32 }),
+    ("command-1x256", Case::Command { events: 1, callers: 256 }),
+    ("command-10x8", Case::Command { events: 10, callers: 8 }),
+    ("command-10x32", Case::Command { events: 10, callers: 32 }),
+    ("command-id-1x32", Case::CommandId { callers: 32 }),
+    ("load-100", Case::Load { events: 100 }),
+    ("load-10000", Case::Load { events: 10_000 }),
+    ("view", Case::CatchUp(Model::View)),
+    ("projector", Case::CatchUp(Model::Projector)),
+    ("visible", Case::Visible),
+    ("import", Case::Import),
 ];
+
+/// pgbench gets no more clients than this: with more, it only becomes slower.
+const MOST_CLIENTS: usize = 32;
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let arguments = Arguments::parse();
-    let wanted = |case: &&Case| {
-        let name = case.name();
-        arguments.cases.is_empty() || arguments.cases.iter().any(|wanted| name.starts_with(wanted))
-    };
-    let cases: Vec<&Case> = CASES.iter().filter(wanted).collect();
+    let wanted = |name: &str| arguments.cases.is_empty() || arguments.cases.iter().any(|case| name.starts_with(case));
+    let cases: Vec<_> = CASES.iter().filter(|(name, _)| wanted(name)).collect();
     if cases.is_empty() {
-        let names: Vec<_> = CASES.iter().map(Case::name).collect();
+        let names: Vec<_> = CASES.iter().map(|(name, _)| *name).collect();
         return Err(format!("no such case; there are {}", names.join(", ")).into());
     }
-    let database = embedded::database(Options { data_dir: ".data/bench".into(), ..Options::default() }).await?;
-    println!("{}", database.origin());
-    let pgbench = Pgbench::find(database.url()).await?;
-
-    let mut results: Vec<Comparison> = cases.iter().map(|case| Comparison::new(case.name())).collect();
+    let import = match cases.iter().any(|(_, case)| matches!(case, Case::Import)) {
+        true => Some(Import::prepare(arguments.orders.as_deref()).await?),
+        false => None,
+    };
+    let server = Server::open().await?;
+    println!("{}", server.origin());
+    let bench = Bench { server: &server, pgbench: Pgbench::find()?, import, arguments: &arguments };
+    let mut results: Vec<Comparison> = cases.iter().map(|(name, _)| Comparison::new((*name).into())).collect();
     for round in 1..=arguments.rounds.max(1) {
-        for (case, result) in cases.iter().zip(&mut results) {
-            eprintln!("round {round} of {}: {}", arguments.rounds, case.name());
-            match case {
-                Case::Append { callers } => {
-                    result.ours.push(append::append(database.url(), *callers, arguments.seconds).await?);
-                    result.limit.push(pgbench.run(*callers, arguments.seconds).await?);
-                }
-                Case::Command { callers } => {
-                    result.ours.push(append::command(database.url(), *callers, arguments.seconds).await?);
-                    result.limit.push(pgbench.run(*callers, arguments.seconds).await?);
-                }
-                Case::View { events } => {
-                    let (ours, limit) = view::view(database.url(), *events).await?;
-                    result.ours.push(ours);
-                    result.limit.push(limit);
-                }
-            }
+        for ((name, case), result) in cases.iter().zip(&mut results) {
+            eprintln!("round {round} of {}: {name}", arguments.rounds);
+            let (ours, limit) = bench.run(*case).await?;
+            result.ours.push(ours);
+            result.limit.extend(limit);
         }
     }
     print_table(&results);
-    if let Some(path) = arguments.json {
+    if let Some(path) = &arguments.json {
         let mut file = File::create(path)?;
         for result in &results {
             writeln!(file, "{}", result.json())?;
         }
     }
-    database.close().await?;
-    Ok(())
+    server.close().await
+}
+
+struct Bench<'b> {
+    server: &'b Server,
+    pgbench: Pgbench,
+    import: Option<Import>,
+    arguments: &'b Arguments,
+}
+
+impl Bench<'_> {
+    /// Ours, and the limit right after it.
+    async fn run(&self, case: Case) -> Result<(Figures, Option<Figures>), BoxError> {
+        let (server, seconds) = (self.server, self.arguments.seconds);
+        let pgbench = async |rows, callers: usize| {
+            self.pgbench.run(server, rows, callers.min(MOST_CLIENTS), seconds).await.map(Some)
+        };
+        Ok(match case {
+            Case::Append { events, callers } => {
+                (append::append(server, events, callers, seconds).await?, pgbench(events, callers).await?)
+            }
+            Case::Command { events, callers } => {
+                (append::command(server, events, callers, false, seconds).await?, pgbench(events, callers).await?)
+            }
+            Case::CommandId { callers } => {
+                (append::command(server, 1, callers, true, seconds).await?, pgbench(1, callers).await?)
+            }
+            Case::Load { events } => read::load(server, events).await.map(|(ours, limit)| (ours, Some(limit)))?,
+            Case::CatchUp(model) => {
+                let (ours, limit) = read::catch_up(server, model, self.arguments.events).await?;
+                (ours, Some(limit))
+            }
+            Case::Visible => (read::visible(server, seconds).await?, None),
+            Case::Import => {
+                let import = self.import.as_ref().ok_or("there is nothing to import")?;
+                (import.run(server).await?, Some(append::command(server, 1, 32, false, seconds).await?))
+            }
+        })
+    }
 }
 
 fn print_table(results: &[Comparison]) {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::ASCII_MARKDOWN);
-    table.set_header(["case", "ours /s", "p50 ms", "p99 ms", "limit /s", "p50 ms", "p99 ms", "ratio"]);
+    table.set_header([
+        "case",
+        "ours /s",
+        "p50 ms",
+        "p95",
+        "p99",
+        "p99.9",
+        "limit /s",
+        "p50 ms",
+        "p99",
+        "ratio",
+        "resident MB",
+    ]);
     for result in results {
         let (ours, limit) = (result.ours_median(), result.limit_median());
-        let ms = |us: Option<u64>| us.map_or_else(|| "".into(), |us| format!("{:.2}", us as f64 / 1_000.0));
+        let ms = |us: Option<u64>| us.map(|us| format!("{:.2}", us as f64 / 1_000.0)).unwrap_or_default();
+        let limit_ms = |of: fn(&Figures) -> Option<u64>| ms(limit.as_ref().and_then(of));
         table.add_row([
             result.case.clone(),
             format!("{:.0}", ours.per_s),
             ms(ours.p50_us),
+            ms(ours.p95_us),
             ms(ours.p99_us),
-            format!("{:.0}", limit.per_s),
-            ms(limit.p50_us),
-            ms(limit.p99_us),
-            format!("{:.2}", ours.per_s / limit.per_s),
+            ms(ours.p999_us),
+            limit.as_ref().map(|limit| format!("{:.0}", limit.per_s)).unwrap_or_default(),
+            limit_ms(|limit| limit.p50_us),
+            limit_ms(|limit| limit.p99_us),
+            result.ratio().map(|ratio| format!("{ratio:.2}")).unwrap_or_default(),
+            ours.resident_mb.map(|mb| mb.to_string()).unwrap_or_default(),
         ]);
     }
     println!("{table}");

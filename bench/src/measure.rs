@@ -5,27 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::json;
 
-/// Something that is measured beside its limit.
-pub(crate) enum Case {
-    /// Appends of one event, as a store call.
-    Append { callers: usize },
-    /// Commands that add one event, ten to a stream.
-    Command { callers: usize },
-    /// A view that catches up.
-    View { events: usize },
-}
-
-impl Case {
-    pub(crate) fn name(&self) -> String {
-        match self {
-            Self::Append { callers } => format!("append-1x{callers}"),
-            Self::Command { callers } => format!("command-1x{callers}"),
-            Self::View { .. } => "view".into(),
-        }
-    }
-}
-
-/// One measurement: a rate, and latencies where single calls were timed.
+/// One measurement: events a second, and latencies where single calls were timed.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Figures {
     pub(crate) per_s: f64,
@@ -33,22 +13,25 @@ pub(crate) struct Figures {
     pub(crate) p95_us: Option<u64>,
     pub(crate) p99_us: Option<u64>,
     pub(crate) p999_us: Option<u64>,
+    /// The most memory that the process had resident, in MB, where that is of interest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) resident_mb: Option<u64>,
 }
 
 impl Figures {
-    /// From the latency of every call, in microseconds, over `elapsed`.
-    pub(crate) fn of(mut latencies: Vec<u64>, elapsed: Duration) -> Self {
+    /// From the latency of every call, in microseconds, over `elapsed`; each call is worth `events`.
+    pub(crate) fn of(mut latencies: Vec<u64>, events: usize, elapsed: Duration) -> Self {
         latencies.sort_unstable();
         let at = |share: f64| {
             let nth = (latencies.len() as f64 * share) as usize;
             latencies.get(nth.min(latencies.len().saturating_sub(1))).copied()
         };
         Self {
-            per_s: latencies.len() as f64 / elapsed.as_secs_f64(),
             p50_us: at(0.5),
             p95_us: at(0.95),
             p99_us: at(0.99),
             p999_us: at(0.999),
+            ..Self::rate(latencies.len() * events, elapsed)
         }
     }
 
@@ -74,13 +57,20 @@ impl Comparison {
         median(&self.ours)
     }
 
-    pub(crate) fn limit_median(&self) -> Figures {
-        median(&self.limit)
+    pub(crate) fn limit_median(&self) -> Option<Figures> {
+        (!self.limit.is_empty()).then(|| median(&self.limit))
+    }
+
+    /// The median of the rounds' ratios: ours and its limit of one round ran next to each other.
+    pub(crate) fn ratio(&self) -> Option<f64> {
+        let mut ratios: Vec<f64> =
+            self.ours.iter().zip(&self.limit).map(|(ours, limit)| ours.per_s / limit.per_s).collect();
+        ratios.sort_by(f64::total_cmp);
+        ratios.get(ratios.len() / 2).copied()
     }
 
     pub(crate) fn json(&self) -> serde_json::Value {
-        let (ours, limit) = (self.ours_median(), self.limit_median());
-        json!({ "case": self.case, "ours": ours, "limit": limit, "ratio": ours.per_s / limit.per_s })
+        json!({ "case": self.case, "ours": self.ours_median(), "limit": self.limit_median(), "ratio": self.ratio() })
     }
 }
 

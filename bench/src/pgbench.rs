@@ -1,12 +1,11 @@
-//! The limit of appends: `pgbench`, one row a transaction, prepared, in the same row shape.
+//! The limit of appends: `pgbench`, one transaction for one row or ten, prepared, in the same row shape.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{path::PathBuf, time::Duration};
 
 use annals::{BoxError, embedded};
-use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::process::Command;
 
-use crate::measure::Figures;
+use crate::{measure::Figures, server::Server};
 
 const TABLE: &str = "
 drop table if exists limit_events;
@@ -18,61 +17,68 @@ create table limit_events (
   recorded_at timestamptz not null default clock_timestamp(),
   payload json not null,
   unique (stream, version)
-)";
+);
+checkpoint";
 
-pub(crate) struct Pgbench {
-    program: PathBuf,
-    url: String,
-    script: tempfile::NamedTempFile,
-}
+pub(crate) struct Pgbench(PathBuf);
 
 impl Pgbench {
-    /// Finds the program, and makes the table that it fills.
-    pub(crate) async fn find(url: &str) -> Result<Self, BoxError> {
+    /// Finds the program.
+    pub(crate) fn find() -> Result<Self, BoxError> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = std::env::split_paths(&path).chain(embedded::installed());
-        let program = folders.map(|folder| folder.join("pgbench")).find(|program| program.is_file()).ok_or(
+        let program = folders.map(|folder| folder.join("pgbench")).find(|program| program.is_file());
+        Ok(Self(program.ok_or(
             "pgbench is not on this machine: install PostgreSQL's client programs (apt-get install postgresql-contrib)",
-        )?;
-        let mut conn = PgConnection::connect_with(&PgConnectOptions::from_str(url)?).await?;
-        sqlx::raw_sql(TABLE).execute(&mut conn).await?;
-        let payload = format!("{{\"note\":\"{}\"}}", "x".repeat(239));
-        let script = tempfile::NamedTempFile::new()?;
-        std::fs::write(
-            script.path(),
-            format!(
-                "\\set stream random(1, 9000000000000000000)\ninsert into limit_events (stream, version, event_type, \
-                 payload) values ('bench-' || :stream, 1, 'Counted', '{payload}');\n"
-            ),
-        )?;
-        Ok(Self { program, url: url.into(), script })
+        )?))
     }
 
-    pub(crate) async fn run(&self, clients: usize, seconds: u64) -> Result<Figures, BoxError> {
+    /// As many transactions of `rows` rows as `clients` get through in `seconds`, in a new table.
+    pub(crate) async fn run(
+        &self,
+        server: &Server,
+        rows: usize,
+        clients: usize,
+        seconds: u64,
+    ) -> Result<Figures, BoxError> {
+        server.run(TABLE.into()).await?;
+        let payload = format!("{{\"note\":\"{}\"}}", "x".repeat(239));
+        let values: Vec<String> =
+            (1..=rows).map(|row| format!("('bench-' || :stream, {row}, 'Counted', '{payload}')")).collect();
         let folder = tempfile::tempdir()?;
-        let output = Command::new(&self.program)
+        let script = folder.path().join("script");
+        let insert = "insert into limit_events (stream, version, event_type, payload) values";
+        std::fs::write(
+            &script,
+            format!("\\set stream random(1, 9000000000000000000)\n{insert} {};\n", values.join(", ")),
+        )?;
+        let output = Command::new(&self.0)
             .args(["--no-vacuum", "--protocol=prepared", "--log", "--jobs=2"])
             .arg(format!("--client={clients}"))
             .arg(format!("--time={seconds}"))
             .arg(format!("--log-prefix={}", folder.path().join("log").display()))
             .arg("--file")
-            .arg(self.script.path())
-            .arg(&self.url)
+            .arg(&script)
+            .arg(server.url())
             .output()
             .await?;
         if !output.status.success() {
             return Err(format!("pgbench failed: {}", String::from_utf8_lossy(&output.stderr)).into());
         }
         let text = String::from_utf8_lossy(&output.stdout);
-        let rate = text
+        let transactions: f64 = text
             .lines()
             .find_map(|line| line.strip_prefix("tps = ")?.split_whitespace().next()?.parse().ok())
             .ok_or_else(|| format!("pgbench printed no rate: {text}"))?;
         let mut latencies = vec![];
         for entry in std::fs::read_dir(folder.path())? {
-            let log = std::fs::read_to_string(entry?.path())?;
-            latencies.extend(log.lines().filter_map(|line| line.split(' ').nth(2)?.parse::<u64>().ok()));
+            let path = entry?.path();
+            if path != script {
+                let log = std::fs::read_to_string(path)?;
+                latencies.extend(log.lines().filter_map(|line| line.split(' ').nth(2)?.parse::<u64>().ok()));
+            }
         }
-        Ok(Figures { per_s: rate, ..Figures::of(latencies, std::time::Duration::from_secs(seconds)) })
+        let figures = Figures::of(latencies, rows, Duration::from_secs(seconds));
+        Ok(Figures { per_s: transactions * rows as f64, ..figures })
     }
 }

@@ -1,0 +1,265 @@
+//! Reading: aggregates from long streams, read models that catch up, and how soon one shows what was appended. Their limit
+//! is a bare read of the same rows.
+
+use std::time::{Duration, Instant};
+
+use annals::{Aggregate, Annals, BoxError, Change, Config, Context, Event, Id, Position, Projector, Recorded, View};
+use futures::TryStreamExt;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::{
+    measure::Figures,
+    server::{self, Server},
+};
+
+const LONG: Duration = Duration::from_secs(600);
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+enum SaleEvent {
+    Sold { customer: i64, cents: i64, note: String },
+}
+impl Event for SaleEvent {}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Sale {
+    cents: i64,
+}
+
+#[derive(Serialize)]
+enum SaleCommand {
+    Sell {
+        customer: i64,
+        cents: i64,
+    },
+    /// Decides nothing: what it costs is the load that proves it.
+    Look,
+}
+
+impl Aggregate for Sale {
+    const TYPE: &'static str = "sale";
+    /// Loads are measured, not snapshots.
+    const SNAPSHOT_EVERY: u32 = 0;
+    type Command = SaleCommand;
+    type Event = SaleEvent;
+    type Error = std::fmt::Error;
+
+    fn handle(&self, command: &SaleCommand, _: &Context) -> Result<Vec<SaleEvent>, std::fmt::Error> {
+        Ok(match *command {
+            SaleCommand::Sell { customer, cents } => {
+                vec![SaleEvent::Sold { customer, cents, note: "x".repeat(190) }]
+            }
+            SaleCommand::Look => vec![],
+        })
+    }
+
+    fn apply(&mut self, event: &SaleEvent) {
+        let SaleEvent::Sold { cents, .. } = event;
+        self.cents += cents;
+    }
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Spend {
+    cents: i64,
+}
+
+impl View for Spend {
+    const NAME: &'static str = "spend";
+    type Event = SaleEvent;
+
+    fn keys(recorded: &Recorded<SaleEvent>) -> Vec<Id> {
+        let SaleEvent::Sold { customer, .. } = &recorded.event;
+        vec![customer.into()]
+    }
+
+    fn apply(&mut self, _: &Id, recorded: &Recorded<SaleEvent>) -> Change {
+        let SaleEvent::Sold { cents, .. } = &recorded.event;
+        self.cents += cents;
+        Change::Keep
+    }
+}
+
+/// The same sums in a table.
+struct SpendTable;
+
+impl Projector for SpendTable {
+    const NAME: &'static str = "spend_table";
+    const TABLES: &'static str =
+        "create table spend (customer bigint primary key, cents bigint not null) with (fillfactor = 70)";
+    type Event = SaleEvent;
+
+    async fn apply(&self, events: &[Recorded<SaleEvent>], conn: &mut PgConnection) -> Result<(), BoxError> {
+        let (mut customers, mut amounts) = (vec![], vec![]);
+        for recorded in events {
+            let SaleEvent::Sold { customer, cents, .. } = &recorded.event;
+            customers.push(*customer);
+            amounts.push(*cents);
+        }
+        let upsert = "insert into spend as s (customer, cents) select customer, sum(cents) \
+                      from unnest($1::bigint[], $2::bigint[]) as n(customer, cents) group by customer \
+                      on conflict (customer) do update set cents = s.cents + excluded.cents";
+        sqlx::query(upsert).bind(&customers).bind(&amounts).execute(conn).await?;
+        Ok(())
+    }
+}
+
+/// A store with `events` events, ten to a stream, in no order; the stream's number is the customer.
+///
+/// It stays for all rounds: only read models are built anew.
+async fn fill(server: &Server, store: &str, events: usize, streams: usize) -> Result<(), BoxError> {
+    let mut conn = server.connect().await?;
+    let there = format!("select to_regclass('{store}.events') is not null");
+    if sqlx::query_scalar(AssertSqlSafe(there)).fetch_one(&mut conn).await? {
+        let count = format!("select count(*) from {store}.events");
+        let count: i64 = sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut conn).await?;
+        if count as usize == events {
+            return Ok(());
+        }
+        server.drop_store(store).await?;
+    }
+    let annals = connect(server, store).await?;
+    // A permutation of 0..events that is neither sorted nor grouped: multiply by a number that has no common factor.
+    let insert = format!(
+        r#"insert into {store}.events (version, event_id, correlation_id, stream, event_type, payload)
+           select row_number() over (partition by stream order by n), gen_random_uuid(), gen_random_uuid(),
+             'sale-' || stream, 'Sold', format('{{"customer":%s,"cents":100,"note":"%s"}}', stream, repeat('x', 190))::json
+           from (select n, (n::numeric * 7368787 % {events})::bigint % {streams} as stream
+                 from generate_series(0, {events} - 1) n) s
+           order by n"#
+    );
+    sqlx::query(AssertSqlSafe(insert)).execute(&mut conn).await?;
+    server.run(format!("vacuum analyze {store}.events")).await?;
+    server.settle().await?;
+    annals.close().await;
+    Ok(())
+}
+
+async fn connect(server: &Server, store: &str) -> Result<Annals, BoxError> {
+    Ok(Annals::connect(Config { store: store.into(), ..server::config(server.url()) }).await?)
+}
+
+/// Loads aggregates of `length` events, each once; the limit reads the same rows.
+pub(crate) async fn load(server: &Server, length: usize) -> Result<(Figures, Figures), BoxError> {
+    let (store, streams) = (format!("bench_load_{length}"), (200_000 / length).min(1_000));
+    fill(server, &store, length * streams, streams).await?;
+    let mut conn = server.connect().await?;
+    let read =
+        format!("select version, position, payload::text from {store}.events where stream = $1 order by version");
+    let read = AssertSqlSafe(read).into_sql_str();
+    let (mut latencies, mut bytes) = (vec![], 0);
+    let start = Instant::now();
+    for nth in 0..streams {
+        let begun = Instant::now();
+        let mut rows = sqlx::query(read.clone()).bind(format!("sale-{nth}")).fetch(&mut conn);
+        while let Some(row) = rows.try_next().await? {
+            bytes += row.try_get::<&str, _>(2)?.len();
+        }
+        latencies.push(begun.elapsed().as_micros() as u64);
+    }
+    let limit = Figures::of(latencies, length, start.elapsed());
+
+    let app = connect(server, &store).await?.app().aggregate::<Sale>().start().await?;
+    let mut latencies = vec![];
+    let start = Instant::now();
+    for nth in 0..streams {
+        let begun = Instant::now();
+        let receipt = app.execute::<Sale>(nth, SaleCommand::Look).await?;
+        latencies.push(begun.elapsed().as_micros() as u64);
+        if receipt.version.get() as usize != length || bytes == 0 {
+            return Err(format!("sale-{nth} has {} events instead of {length}", receipt.version).into());
+        }
+    }
+    let ours = Figures::of(latencies, length, start.elapsed());
+    app.shutdown().await;
+    Ok((ours, limit))
+}
+
+/// What catches up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Model {
+    View,
+    Projector,
+}
+
+/// A read model that is built from the log's start; the limit reads the same rows in order.
+pub(crate) async fn catch_up(server: &Server, model: Model, events: usize) -> Result<(Figures, Figures), BoxError> {
+    let store = "bench_view";
+    fill(server, store, events, events / 10).await?;
+    forget_models(server, store).await?;
+    server.settle().await?;
+    let mut conn = server.connect().await?;
+    let start = Instant::now();
+    let mut bytes = 0;
+    let read = format!("select position, stream, version, payload::text from {store}.events order by position");
+    let mut rows = sqlx::query(AssertSqlSafe(read)).fetch(&mut conn);
+    while let Some(row) = rows.try_next().await? {
+        bytes += row.try_get::<&str, _>(3)?.len();
+    }
+    drop(rows);
+    let limit = Figures::rate(events, start.elapsed());
+
+    let annals = connect(server, store).await?;
+    let end = annals.horizon().await?.safe;
+    let app = annals.app().aggregate::<Sale>();
+    let (name, table) = match model {
+        Model::View => (Spend::NAME, "bench_view_spend.documents"),
+        Model::Projector => (SpendTable::NAME, "bench_view_spend_table.spend"),
+    };
+    let start = Instant::now();
+    let app = match model {
+        Model::View => app.view::<Spend>().start().await?,
+        Model::Projector => app.projector(SpendTable).start().await?,
+    };
+    app.wait_for(name, end, LONG).await?;
+    let ours = Figures::rate(events, start.elapsed());
+    let cents = if model == Model::View { "(document->>'cents')::bigint" } else { "cents" };
+    let sum = format!("select sum({cents})::bigint from {table}");
+    let sum: i64 = sqlx::query_scalar(AssertSqlSafe(sum)).fetch_one(&mut conn).await?;
+    if sum as usize != events * 100 || bytes == 0 {
+        return Err(format!("the read model sums up to {sum} instead of {}", events * 100).into());
+    }
+    app.shutdown().await;
+    forget_models(server, store).await?;
+    Ok((ours, limit))
+}
+
+async fn forget_models(server: &Server, store: &str) -> Result<(), BoxError> {
+    let mut drops: Vec<String> =
+        [Spend::NAME, SpendTable::NAME].map(|name| format!("drop schema if exists {store}_{name} cascade")).into();
+    drops.push(format!("delete from {store}.checkpoints; delete from {store}.followers"));
+    server.run(drops.join("; ")).await
+}
+
+/// From the caller's receipt to the view's visibility, at 200 commands a second.
+pub(crate) async fn visible(server: &Server, seconds: u64) -> Result<Figures, BoxError> {
+    let store = "bench_visible";
+    server.run(format!("drop schema if exists {store} cascade; drop schema if exists {store}_spend cascade")).await?;
+    let app = connect(server, store).await?.app().aggregate::<Sale>().view::<Spend>().start().await?;
+    app.wait_for_all(Position::START, LONG).await?;
+    server.settle().await?;
+    let mut ticks = interval(Duration::from_millis(5));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let start = Instant::now();
+    let mut calls = vec![];
+    for nth in 0..seconds as i64 * 200 {
+        ticks.tick().await;
+        let app = app.clone();
+        calls.push(tokio::spawn(async move {
+            let (order, customer) = (nth / 10, nth % 50);
+            let receipt = app.execute::<Sale>(order, SaleCommand::Sell { customer, cents: 100 }).await?;
+            let acknowledged = Instant::now();
+            app.wait_for(Spend::NAME, receipt.position, LONG).await?;
+            Ok::<_, BoxError>(acknowledged.elapsed().as_micros() as u64)
+        }));
+    }
+    let mut latencies = vec![];
+    for call in calls {
+        latencies.push(call.await??);
+    }
+    let figures = Figures::of(latencies, 1, start.elapsed());
+    app.shutdown().await;
+    Ok(figures)
+}

@@ -1,0 +1,60 @@
+//! The server that everything is measured on.
+
+use std::str::FromStr;
+
+use annals::{
+    BoxError, Config,
+    embedded::{self, Database, Options},
+};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgConnectOptions};
+
+/// A server, and a connection to look after it.
+pub(crate) struct Server {
+    database: Database,
+}
+
+impl Server {
+    /// That of `DATABASE_URL`, or a private one with the settings of a fresh installation.
+    pub(crate) async fn open() -> Result<Self, BoxError> {
+        let settings = vec![("shared_buffers".into(), "128MB".into())];
+        let options = Options { data_dir: ".data/bench".into(), settings, ..Options::default() };
+        Ok(Self { database: embedded::database(options).await? })
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        self.database.url()
+    }
+
+    pub(crate) fn origin(&self) -> &str {
+        self.database.origin()
+    }
+
+    /// A connection beside everything that is measured.
+    pub(crate) async fn connect(&self) -> Result<PgConnection, BoxError> {
+        Ok(PgConnection::connect_with(&PgConnectOptions::from_str(self.url())?).await?)
+    }
+
+    /// Runs statements that have no result. `sql` holds nothing from outside.
+    pub(crate) async fn run(&self, sql: String) -> Result<(), BoxError> {
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut self.connect().await?).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn drop_store(&self, store: &str) -> Result<(), BoxError> {
+        self.run(format!("drop schema if exists {store} cascade")).await
+    }
+
+    /// Lets the server finish what the last measurement left to do, so that the next does not pay for it.
+    pub(crate) async fn settle(&self) -> Result<(), BoxError> {
+        self.run("checkpoint".into()).await
+    }
+
+    pub(crate) async fn close(self) -> Result<(), BoxError> {
+        Ok(self.database.close().await?)
+    }
+}
+
+/// The defaults, as every case runs with them.
+pub(crate) fn config(url: &str) -> Config {
+    Config { application_name: "annals bench".into(), ..Config::new(url) }
+}
