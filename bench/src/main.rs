@@ -24,14 +24,14 @@ use crate::{
     import::Import,
     measure::{Comparison, Figures},
     pgbench::Pgbench,
-    read::Model,
+    read::{Model, Order},
     server::Server,
 };
 
 /// What to run, and for how long.
 #[derive(Parser)]
 struct Arguments {
-    /// Cases by name, or by the beginning of their names; all if none is given.
+    /// Cases by name, or by its first parts, as `append` and `command-id`; all if none is given.
     cases: Vec<String>,
     /// Each case and its limit are run this often, in turn; the table shows medians.
     #[arg(long, default_value_t = 3)]
@@ -62,7 +62,7 @@ enum Case {
     /// Aggregates of so many events.
     Load { events: usize },
     /// A read model that is built.
-    CatchUp(Model),
+    CatchUp(Model, Order),
     /// How soon a view shows what was acknowledged.
     Visible,
     /// The example's import.
@@ -85,8 +85,10 @@ const CASES: &[(&str, Case)] = &[
     ("command-id-1x32", Case::CommandId { callers: 32 }),
     ("load-100", Case::Load { events: 100 }),
     ("load-10000", Case::Load { events: 10_000 }),
-    ("view", Case::CatchUp(Model::View)),
-    ("projector", Case::CatchUp(Model::Projector)),
+    ("view", Case::CatchUp(Model::View, Order::Written)),
+    ("view-scattered", Case::CatchUp(Model::View, Order::Scattered)),
+    ("projector", Case::CatchUp(Model::Projector, Order::Written)),
+    ("projector-scattered", Case::CatchUp(Model::Projector, Order::Scattered)),
     ("visible", Case::Visible),
     ("import", Case::Import),
 ];
@@ -97,7 +99,10 @@ const MOST_CLIENTS: usize = 32;
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let arguments = Arguments::parse();
-    let wanted = |name: &str| arguments.cases.is_empty() || arguments.cases.iter().any(|case| name.starts_with(case));
+    let wanted = |name: &str| {
+        arguments.cases.is_empty()
+            || arguments.cases.iter().any(|case| name == case || name.starts_with(&format!("{case}-")))
+    };
     let cases: Vec<_> = CASES.iter().filter(|(name, _)| wanted(name)).collect();
     if cases.is_empty() {
         let names: Vec<_> = CASES.iter().map(|(name, _)| *name).collect();
@@ -154,8 +159,8 @@ impl Bench<'_> {
                 (append::command(server, 1, callers, true, seconds).await?, pgbench(1, callers).await?)
             }
             Case::Load { events } => read::load(server, events).await.map(|(ours, limit)| (ours, Some(limit)))?,
-            Case::CatchUp(model) => {
-                let (ours, limit) = read::catch_up(server, model, self.arguments.events).await?;
+            Case::CatchUp(model, order) => {
+                let (ours, limit) = read::catch_up(server, model, order, self.arguments.events).await?;
                 (ours, Some(limit))
             }
             Case::Visible => (read::visible(server, seconds).await?, None),

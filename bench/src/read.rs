@@ -106,10 +106,19 @@ impl Projector for SpendTable {
     }
 }
 
-/// A store with `events` events, ten to a stream, in no order; the stream's number is the customer.
+/// In which order the streams' events stand in the log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// As 32 callers leave them that each add ten events to one stream, then ten to the next.
+    Written,
+    /// Anywhere: hardly two events of a stream meet in one batch.
+    Scattered,
+}
+
+/// A store with `events` events, equally many to each of `streams`; the stream's number is the customer.
 ///
 /// It stays for all rounds: only read models are built anew.
-async fn fill(server: &Server, store: &str, events: usize, streams: usize) -> Result<(), BoxError> {
+async fn fill(server: &Server, store: &str, events: usize, streams: usize, order: Order) -> Result<(), BoxError> {
     let mut conn = server.connect().await?;
     let there = format!("select to_regclass('{store}.events') is not null");
     if sqlx::query_scalar(AssertSqlSafe(there)).fetch_one(&mut conn).await? {
@@ -121,13 +130,17 @@ async fn fill(server: &Server, store: &str, events: usize, streams: usize) -> Re
         server.drop_store(store).await?;
     }
     let annals = connect(server, store).await?;
-    // A permutation of 0..events that is neither sorted nor grouped: multiply by a number that has no common factor.
+    let length = events / streams;
+    let stream = match order {
+        Order::Written => format!("n % 32 + 32 * (n / {})", 32 * length),
+        // A permutation of 0..events that is neither sorted nor grouped: multiply by a number that has no common factor.
+        Order::Scattered => format!("(n::numeric * 7368787 % {events})::bigint % {streams}"),
+    };
     let insert = format!(
         r#"insert into {store}.events (version, event_id, correlation_id, stream, event_type, payload)
            select row_number() over (partition by stream order by n), gen_random_uuid(), gen_random_uuid(),
              'sale-' || stream, 'Sold', format('{{"customer":%s,"cents":100,"note":"%s"}}', stream, repeat('x', 190))::json
-           from (select n, (n::numeric * 7368787 % {events})::bigint % {streams} as stream
-                 from generate_series(0, {events} - 1) n) s
+           from (select n, {stream} as stream from generate_series(0, {events} - 1) n) s
            order by n"#
     );
     sqlx::query(AssertSqlSafe(insert)).execute(&mut conn).await?;
@@ -144,7 +157,7 @@ async fn connect(server: &Server, store: &str) -> Result<Annals, BoxError> {
 /// Loads aggregates of `length` events, each once; the limit reads the same rows.
 pub(crate) async fn load(server: &Server, length: usize) -> Result<(Figures, Figures), BoxError> {
     let (store, streams) = (format!("bench_load_{length}"), (200_000 / length).min(1_000));
-    fill(server, &store, length * streams, streams).await?;
+    fill(server, &store, length * streams, streams, Order::Scattered).await?;
     let mut conn = server.connect().await?;
     let read =
         format!("select version, position, payload::text from {store}.events where stream = $1 order by version");
@@ -185,9 +198,14 @@ pub(crate) enum Model {
 }
 
 /// A read model that is built from the log's start; the limit reads the same rows in order.
-pub(crate) async fn catch_up(server: &Server, model: Model, events: usize) -> Result<(Figures, Figures), BoxError> {
-    let store = "bench_view";
-    fill(server, store, events, events / 10).await?;
+pub(crate) async fn catch_up(
+    server: &Server,
+    model: Model,
+    order: Order,
+    events: usize,
+) -> Result<(Figures, Figures), BoxError> {
+    let store = if order == Order::Written { "bench_view" } else { "bench_scattered" };
+    fill(server, store, events, events / 10, order).await?;
     forget_models(server, store).await?;
     server.settle().await?;
     let mut conn = server.connect().await?;
@@ -205,8 +223,8 @@ pub(crate) async fn catch_up(server: &Server, model: Model, events: usize) -> Re
     let end = annals.horizon().await?.safe;
     let app = annals.app().aggregate::<Sale>();
     let (name, table) = match model {
-        Model::View => (Spend::NAME, "bench_view_spend.documents"),
-        Model::Projector => (SpendTable::NAME, "bench_view_spend_table.spend"),
+        Model::View => (Spend::NAME, "spend.documents"),
+        Model::Projector => (SpendTable::NAME, "spend_table.spend"),
     };
     let start = Instant::now();
     let app = match model {
@@ -216,7 +234,7 @@ pub(crate) async fn catch_up(server: &Server, model: Model, events: usize) -> Re
     app.wait_for(name, end, LONG).await?;
     let ours = Figures::rate(events, start.elapsed());
     let cents = if model == Model::View { "(document->>'cents')::bigint" } else { "cents" };
-    let sum = format!("select sum({cents})::bigint from {table}");
+    let sum = format!("select sum({cents})::bigint from {store}_{table}");
     let sum: i64 = sqlx::query_scalar(AssertSqlSafe(sum)).fetch_one(&mut conn).await?;
     if sum as usize != events * 100 || bytes == 0 {
         return Err(format!("the read model sums up to {sum} instead of {}", events * 100).into());

@@ -16,7 +16,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     checkpoint::Checkpoint,
@@ -134,6 +134,7 @@ impl Handle {
             turns: tail.turns.clone(),
             status: status.clone(),
             position,
+            ahead: None,
             stop,
         };
         let (frontier, trouble) = (tail.frontier.clone(), tail.trouble.clone());
@@ -163,7 +164,16 @@ struct Runner<F> {
     turns: Arc<Semaphore>,
     status: Arc<Mutex<FollowerStatus>>,
     position: watch::Sender<Position>,
+    ahead: Option<Ahead>,
     stop: CancellationToken,
+}
+
+/// A page of the log that is read while the one before it is applied.
+struct Ahead {
+    epoch: u64,
+    after: Position,
+    limit: usize,
+    page: AbortOnDropHandle<Result<Found, StoreError>>,
 }
 
 /// Where a follower is: `committed` stands in the database, `read` may be ahead of it over events of others, and never
@@ -245,8 +255,9 @@ impl<F: Follower> Runner<F> {
             self.wait_for_tail().await;
             return Ok(());
         }
-        let _turn = self.turns.acquire().await;
-        let Found { events, last, all } = self.find(at.read, frontier.last, *limit).await?;
+        let turns = self.turns.clone();
+        let _turn = turns.acquire().await;
+        let Found { events, last, all } = self.find(at.epoch, at.read, frontier.last, *limit).await?;
         // The window may have grown past the frontier meanwhile: what it holds is final.
         let last = last.unwrap_or(at.read);
         let to = if all { last.max(frontier.last) } else { last };
@@ -282,15 +293,41 @@ impl<F: Follower> Runner<F> {
     }
 
     /// Up to `limit` wanted events behind `after`, from memory, or else from the database up to `last`.
-    async fn find(&self, after: Position, last: Position, limit: usize) -> Result<Found, StoreError> {
-        let categories = self.follower.categories();
-        if let Some(found) = self.recent.after(after, limit, categories) {
+    async fn find(&mut self, epoch: u64, after: Position, last: Position, limit: usize) -> Result<Found, StoreError> {
+        let ahead = self.ahead.take();
+        if let Some(found) = self.recent.after(after, limit, self.follower.categories()) {
             return Ok(found);
         }
-        let read = ReadLog { after, categories: categories.to_vec(), ..ReadLog::default() };
-        let page = self.store.read_final(&read, last, limit).await?;
-        let events = page.events.into_iter().map(Arc::new).collect();
-        Ok(Found { events, last: page.next, all: page.next.is_none() })
+        let ahead = ahead.filter(|ahead| (ahead.epoch, ahead.after, ahead.limit) == (epoch, after, limit));
+        let read = match ahead {
+            Some(ahead) => ahead.page.await.ok(),
+            None => None,
+        };
+        let found = match read {
+            Some(found) => found?,
+            None => self.read(after, last, limit).await?,
+        };
+        if let (false, Some(after)) = (found.all, found.last) {
+            let page = AbortOnDropHandle::new(tokio::spawn(self.read(after, last, limit)));
+            self.ahead = Some(Ahead { epoch, after, limit, page });
+        }
+        Ok(found)
+    }
+
+    /// Reads a page from the database.
+    fn read(
+        &self,
+        after: Position,
+        last: Position,
+        limit: usize,
+    ) -> impl Future<Output = Result<Found, StoreError>> + Send + 'static {
+        let (store, categories) = (self.store.clone(), self.follower.categories().to_vec());
+        async move {
+            let read = ReadLog { after, categories, ..ReadLog::default() };
+            let page = store.read_final(&read, last, limit).await?;
+            let events = page.events.into_iter().map(Arc::new).collect();
+            Ok(Found { events, last: page.next, all: page.next.is_none() })
+        }
     }
 
     async fn apply(

@@ -14,7 +14,7 @@ mod wake_up;
 
 pub use self::follower::{FollowerState, FollowerStatus};
 pub(crate) use self::{
-    checkpoint::ReadModel,
+    checkpoint::{Checkpoint, ReadModel},
     failure::FollowError,
     follower::{Applied, Batch, Follower, Handle},
     tail::Tail,

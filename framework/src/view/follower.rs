@@ -1,12 +1,13 @@
-//! A view at work: load the batch's documents, fold in memory, store them with the checkpoint. Two round trips a batch.
+//! A view at work: load the documents of the batch that are not in memory, fold, store them with the checkpoint. One round
+//! trip a batch, or two.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    marker::PhantomData,
-    sync::Arc,
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use sqlx::{PgConnection, Row, SqlStr};
+use quick_cache::{Weighter, unsync::Cache};
+use sqlx::{PgConnection, Row, SqlStr, postgres::PgRow};
 
 use crate::{
     BoxError, Change, Id, PayloadLimits, Recorded, View,
@@ -14,7 +15,7 @@ use crate::{
     event::{contract::Contracts, encode::to_json},
     sql::StoreName,
     store::Annals,
-    subscription::{Applied, Batch, FollowError, Follower, ReadModel},
+    subscription::{Applied, Batch, Checkpoint, FollowError, Follower, ReadModel},
 };
 
 /// The longest key: an entry of an index of Postgres takes 2,704 bytes.
@@ -60,13 +61,37 @@ pub(crate) fn read_model<V: View>(store: &StoreName, contracts: &Contracts) -> R
     })
 }
 
+/// What is kept of a view in memory, in bytes of its documents' JSON.
+const KEPT_BYTES: u64 = 4 << 20;
+
 /// The follower of a view.
 pub(crate) struct ViewFollower<V> {
     sql: ViewSql,
     contracts: Arc<Contracts>,
     categories: Vec<String>,
     limits: PayloadLimits,
-    view: PhantomData<fn() -> V>,
+    kept: Mutex<Kept<V>>,
+}
+
+/// Documents that were stored lately, as they are at the checkpoint `at`: what stands there need not be loaded.
+struct Kept<V> {
+    at: Option<Checkpoint>,
+    documents: Cache<String, (V, u64), Size>,
+}
+
+#[derive(Clone)]
+struct Size;
+
+impl<V> Weighter<String, (V, u64)> for Size {
+    fn weight(&self, key: &String, (_, bytes): &(V, u64)) -> u64 {
+        bytes + key.len() as u64 + 100
+    }
+}
+
+impl<V> Kept<V> {
+    fn nothing() -> Self {
+        Self { at: None, documents: Cache::with_weighter(1_000, KEPT_BYTES, Size) }
+    }
 }
 
 impl<V: View> ViewFollower<V> {
@@ -75,25 +100,38 @@ impl<V: View> ViewFollower<V> {
         let sql = ViewSql::new::<V>(&store.inner.name)?;
         // A document is folded from many events, so the limit of one payload does not bound it.
         let limits = PayloadLimits { bytes: 256 << 20, ..store.config().limits.payload };
-        Ok(Self { sql, contracts, categories, limits, view: PhantomData })
+        Ok(Self { sql, contracts, categories, limits, kept: Mutex::new(Kept::nothing()) })
     }
 
-    async fn load(&self, keys: &[&str], conn: &mut PgConnection) -> Result<BTreeMap<String, V>, FollowError> {
+    /// Takes out what is kept, if it is of this checkpoint: a batch that fails or is fenced leaves nothing behind.
+    fn take_kept(&self, from: Checkpoint) -> Kept<V> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = std::mem::replace(&mut *kept, Kept::nothing());
+        if kept.at == Some(from) { kept } else { Kept::nothing() }
+    }
+
+    fn keep(&self, kept: Kept<V>) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
+    }
+
+    async fn load(&self, keys: &[&str], conn: &mut PgConnection) -> Result<Vec<(String, V)>, FollowError> {
         let rows = sqlx::query(self.sql.load.clone())
             .bind(keys)
             .fetch_all(conn)
             .await
             .map_err(|error| FollowError::Store(StoreError::on("load documents")(error)))?;
-        let mut documents = BTreeMap::new();
-        for row in rows {
+        let decode = |row: PgRow| {
             let key: String = row.get(0);
             // From the text, as `App::get` reads it: by way of a `Value`, whole numbers beyond 64 bits are lost.
-            let document = serde_json::from_str(row.get(1)).map_err(|error| {
-                FollowError::Handler(format!("the document {key:?} of {} does not decode: {error}", V::NAME).into())
-            })?;
-            documents.insert(key, document);
-        }
-        Ok(documents)
+            match serde_json::from_str(row.get(1)) {
+                Ok(document) => Ok((key, document)),
+                Err(error) => {
+                    let text = format!("the document {key:?} of {} does not decode: {error}", V::NAME);
+                    Err(FollowError::Handler(text.into()))
+                }
+            }
+        };
+        rows.into_iter().map(decode).collect()
     }
 }
 
@@ -107,48 +145,74 @@ impl<V: View> Follower for ViewFollower<V> {
     }
 
     async fn apply(&self, batch: Batch<'_>, conn: &mut PgConnection) -> Result<Applied, FollowError> {
+        let mut kept = self.take_kept(batch.from);
         let mut work: Vec<(Recorded<V::Event>, Vec<Id>)> = Vec::with_capacity(batch.events.len());
         for raw in batch.events {
             let event = self.contracts.decode::<V::Event>(raw).map_err(Box::new)?;
             let mut keys = V::keys(&event);
             keys.sort();
             keys.dedup();
+            if let Some(error) = keys.iter().find_map(|key| refuse_key(key)) {
+                return Err(FollowError::Handler(format!("{}: {error}", V::NAME).into()));
+            }
             work.push((event, keys));
         }
-        let keys: BTreeSet<&str> = work.iter().flat_map(|(_, keys)| keys).map(|key| &**key).collect();
-        if let Some(error) = keys.iter().find_map(|key| refuse_key(key)) {
-            return Err(FollowError::Handler(format!("{}: {error}", V::NAME).into()));
+        // The documents of the batch: each with its place in `documents`.
+        let mut places: HashMap<&str, usize> = HashMap::new();
+        let mut documents: Vec<(&str, Option<V>)> = vec![];
+        for key in work.iter().flat_map(|(_, keys)| keys) {
+            places.entry(key).or_insert_with(|| {
+                documents.push((key, kept.documents.remove(&**key).map(|(_, (document, _))| document)));
+                documents.len() - 1
+            });
         }
-        let keys: Vec<&str> = keys.into_iter().collect();
-        let mut documents = if keys.is_empty() { BTreeMap::new() } else { self.load(&keys, conn).await? };
-        let mut removed: BTreeSet<&str> = BTreeSet::new();
+        let missing: Vec<&str> =
+            documents.iter().filter(|(_, document)| document.is_none()).map(|(key, _)| *key).collect();
+        if !missing.is_empty() {
+            for (key, document) in self.load(&missing, conn).await? {
+                documents[places[&*key]].1 = Some(document);
+            }
+        }
         for (event, keys) in &work {
             for key in keys {
-                let document = documents.entry(key.to_string()).or_default();
-                if document.apply(key, event) == Change::Remove {
-                    documents.remove(&**key);
-                    removed.insert(key);
+                let document = &mut documents[places[&**key]].1;
+                if document.get_or_insert_default().apply(key, event) == Change::Remove {
+                    *document = None;
                 }
             }
         }
-        let mut texts = Vec::with_capacity(documents.len());
+        // In the order of the index.
+        documents.sort_unstable_by_key(|(key, _)| *key);
+        let (mut stored, mut texts, mut removed) = (vec![], vec![], vec![]);
         for (key, document) in &documents {
+            let Some(document) = document else {
+                removed.push(*key);
+                continue;
+            };
             let text = to_json(&format!("document {key:?}"), document, &self.limits);
             texts.push(text.map_err(|error| FollowError::Handler(BoxError::from(error)))?);
-            removed.remove(&**key);
+            stored.push(*key);
         }
         let moved: bool = sqlx::query_scalar(self.sql.apply.clone())
             .bind(V::NAME)
             .bind(batch.from.generation)
             .bind(batch.from.position.get())
             .bind(batch.to.get())
-            .bind(documents.keys().collect::<Vec<_>>())
+            .bind(stored)
             .bind(&texts)
-            .bind(removed.into_iter().collect::<Vec<_>>())
+            .bind(removed)
             .fetch_one(conn)
             .await
             .map_err(|error| FollowError::Store(StoreError::on("store documents")(error)))?;
-        Ok(if moved { Applied::Committed } else { Applied::Fenced })
+        if !moved {
+            return Ok(Applied::Fenced);
+        }
+        let stored = documents.into_iter().filter_map(|(key, document)| Some((key, document?)));
+        for ((key, document), text) in stored.zip(&texts) {
+            kept.documents.insert(key.to_owned(), (document, text.len() as u64));
+        }
+        self.keep(Kept { at: Some(Checkpoint { position: batch.to, ..batch.from }), ..kept });
+        Ok(Applied::Committed)
     }
 }
 

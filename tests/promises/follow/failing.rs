@@ -169,6 +169,9 @@ async fn a_document_that_no_longer_decodes_is_an_error_and_not_a_new_document() 
     app.wait_for_all(first.position, LONG).await.unwrap();
     let set = |json: &'static str| sqlx::query("update annals_spend.documents set document = $1::jsonb").bind(json);
 
+    // What a view stored lately it knows: the next start is when it reads documents that another build stored.
+    app.shutdown().await;
+    let app = super::shop(database.url(), |_| ()).await;
     set(r#"{"cents":10,"orders":"one"}"#).execute(app.store().pool()).await.unwrap();
     let read = app.get::<Spend>("ada").await.unwrap_err().to_string();
     let second = app.execute::<Order>(2, place("ada", 10)).await.unwrap();
@@ -196,7 +199,7 @@ async fn a_read_model_whose_schema_was_dropped_says_so_running_and_at_the_next_s
     eventually("it is shown", || async { status(&app, "spend").last_error.is_some() }).await;
 
     let error = status(&app, "spend").last_error.unwrap();
-    assert!(error.contains("annals_spend.documents"), "{error}");
+    assert!(error.contains("\"annals_spend."), "{error}");
     assert_eq!(checkpoint(&app, "spend").await, first.position);
     let builder = open(database.url()).await.app().aggregate::<Order>().view::<Spend>();
     let (_, text) = crate::kit::start_error(builder).await;
