@@ -15,7 +15,7 @@ use crate::{
     event::json::check_json,
     store::{
         Annals,
-        lane::{Appended, Batch, Fault},
+        batch::{Appended, Batch, Fault},
         within,
     },
 };

@@ -2,6 +2,8 @@
 
 mod append;
 mod appender;
+mod batch;
+mod dispatcher;
 mod doctor;
 mod lane;
 mod marker;
@@ -26,7 +28,7 @@ pub use self::{
 pub(crate) use self::{
     append::{CommandRecord, Work},
     appender::Appender,
-    lane::Appended,
+    batch::Appended,
     marker::horizon,
     read::recorded,
 };

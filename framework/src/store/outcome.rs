@@ -12,13 +12,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     Position, Receipt, Version,
     error::StoreError,
-    store::{
-        Inner,
-        append::Work,
-        connect,
-        lane::{Appended, Backend},
-        within,
-    },
+    store::{Inner, append::Work, batch::Appended, connect, lane::Backend, within},
 };
 
 /// What a look on another connection found.
