@@ -124,6 +124,7 @@ statements! {
     release_append_in,
     rollback_append_in,
     prepare_lane,
+    set_lock_deadline,
     end_backend,
     check_positions,
     list_holders,

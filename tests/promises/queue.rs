@@ -8,6 +8,7 @@ use std::{
 use annals::{Annals, Append, Config, Metadata, StoreError, testing::database};
 use futures::future::join_all;
 use sqlx::{Connection, PgConnection};
+use tokio::time::timeout;
 
 use crate::app::LONG;
 use crate::append::{ANY, append, ask, at, count, events, open, stream, until};
@@ -73,6 +74,82 @@ async fn an_append_that_waits_for_a_held_stream_too_long_is_certainly_not_writte
     until("nobody waits any more", async || ask(database.url(), WAITING).await == 0).await;
     assert_eq!(count(&store).await, 1);
     store.append(&stream("held-1"), at(1), events(1)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_are_held_for_long_do_not_keep_out_one_that_is_soon_free() {
+    let database = database().await;
+    let config = Config {
+        append_lanes: 1,
+        held_lanes: 1,
+        append_deadline: LONG * 4,
+        transaction_deadline: LONG * 4,
+        ..Config::new(database.url())
+    };
+    let store = Annals::connect(config).await.unwrap();
+    let mut long = PgConnection::connect(database.url()).await.unwrap();
+    let mut long = long.begin().await.unwrap();
+    let names: Vec<String> = (0..3).map(|nth| format!("long-{nth}")).collect();
+    let appends = names.iter().map(|name| append(name, ANY, 1)).collect();
+    store.append_in(&mut long, appends, Metadata::default()).await.unwrap();
+    let mut brief = PgConnection::connect(database.url()).await.unwrap();
+    let mut brief = brief.begin().await.unwrap();
+    store.append_in(&mut brief, vec![append("brief-1", ANY, 1)], Metadata::default()).await.unwrap();
+    // There is one lane: once it has written two batches, what was there before waits beside it.
+    let all_else_is_through = async || {
+        for _ in 0..2 {
+            store.append(&stream("free-1"), ANY, events(1)).await.unwrap();
+        }
+    };
+
+    let held = join_all(names.iter().map(|name| store.append_all(vec![append(name, ANY, 1)], Metadata::default())));
+    let rest = async {
+        all_else_is_through().await;
+        let waits = store.append_all(vec![append("brief-1", ANY, 1)], Metadata::default());
+        let commits = async {
+            all_else_is_through().await;
+            brief.commit().await.unwrap();
+        };
+        let waited = timeout(LONG, async { tokio::join!(waits, commits).0 }).await;
+        let waited = waited.expect("its turn comes while the others are held").unwrap();
+        long.commit().await.unwrap();
+        waited
+    };
+    let (held, waited) = tokio::join!(held, rest);
+
+    assert_eq!(waited[0].version.get(), 2);
+    assert!(held.iter().all(|result| result.as_ref().unwrap()[0].version.get() == 2), "{held:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_held_streams_keep_a_lane_no_longer_than_a_few() {
+    let database = database().await;
+    let config = Config {
+        append_lanes: 1,
+        lock_deadline: Duration::from_secs(1),
+        append_deadline: LONG * 4,
+        transaction_deadline: LONG * 4,
+        ..Config::new(database.url())
+    };
+    let store = Annals::connect(config).await.unwrap();
+    let mut holder = PgConnection::connect(database.url()).await.unwrap();
+    let mut transaction = holder.begin().await.unwrap();
+    let names: Vec<String> = (0..100).map(|nth| format!("held-{nth}")).collect();
+    let appends = names.iter().map(|name| append(name, ANY, 1)).collect();
+    store.append_in(&mut transaction, appends, Metadata::default()).await.unwrap();
+
+    let held = join_all(names.iter().map(|name| store.append_all(vec![append(name, ANY, 1)], Metadata::default())));
+    let free = async {
+        // A second for each of them would be too long.
+        let free = timeout(LONG, store.append(&stream("free-1"), at(0), events(1))).await;
+        transaction.commit().await.unwrap();
+        free
+    };
+    let (held, free) = tokio::join!(held, free);
+
+    assert!(matches!(free, Ok(Ok(_))), "{free:?}");
+    assert!(held.iter().all(Result::is_ok), "{held:?}");
+    assert_eq!(count(&store).await, 201);
 }
 
 #[tokio::test(flavor = "multi_thread")]

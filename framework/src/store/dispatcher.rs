@@ -50,8 +50,8 @@ struct Task {
 enum Finished {
     /// A batch is through; `held` are the appends whose streams another transaction holds.
     Batch { lane: Lane, held: Vec<Request> },
-    /// An append that had a lane of its own is through.
-    Held,
+    /// An append that had a lane of its own is through, or has had its turn.
+    Held(Option<Request>),
 }
 
 impl Dispatcher {
@@ -133,7 +133,7 @@ impl Dispatcher {
         }
         let (lane, held) = match finished {
             Some(Finished::Batch { lane, held }) => (Some(lane), held),
-            Some(Finished::Held) => (None, vec![]),
+            Some(Finished::Held(request)) => (None, Vec::from_iter(request)),
             None => (task.in_lane.then_some(Lane::default()), vec![]),
         };
         match lane {
@@ -175,8 +175,7 @@ impl Dispatcher {
         self.held_lanes -= 1;
         let (streams, appended) = (request.streams().cloned().collect(), self.appended.clone());
         let running = self.running.spawn(async move {
-            write_held(&inner, request, &appended).await;
-            Finished::Held
+            Finished::Held(write_held(&inner, request, &appended).await)
         });
         self.tasks.insert(running.id(), Task { streams, in_lane: false });
     }

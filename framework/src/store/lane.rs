@@ -21,6 +21,13 @@ use crate::{
     },
 };
 
+/// How long the rest of a batch waits for locks, one by one, after one of it turned out to be held.
+const SHORT_LOCK_DEADLINE: Duration = Duration::from_millis(5);
+/// How long an append to a held stream waits for the lock before the next one has its turn.
+const TURN: Duration = Duration::from_millis(500);
+/// Postgres stops waiting this much before the caller does, who then hears that nothing was written.
+const MARGIN: Duration = Duration::from_millis(250);
+
 /// Which server process runs an append: what has to be gone before "not written" is certain.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Backend {
@@ -37,6 +44,7 @@ fn statement_deadline(inner: &Inner, lock_deadline: Duration) -> Duration {
 struct Line {
     conn: PgConnection,
     backend: Backend,
+    lock_deadline: Duration,
 }
 
 impl Line {
@@ -59,7 +67,18 @@ impl Line {
             ));
         };
         let backend = Backend { pid: row.get(0), started };
-        Ok(Self { conn, backend })
+        Ok(Self { conn, backend, lock_deadline })
+    }
+
+    /// Waits for locks at most this long from now on.
+    async fn set_lock_deadline(&mut self, inner: &Inner, lock_deadline: Duration) -> Result<(), StoreError> {
+        let what = "set how long an append waits for locks";
+        let setting = sqlx::query(inner.sql.set_lock_deadline.clone())
+            .bind(lock_deadline.as_millis().to_string())
+            .execute(&mut self.conn);
+        within(inner.config.connect_deadline, what, setting).await?.map_err(StoreError::on(what))?;
+        self.lock_deadline = lock_deadline;
+        Ok(())
     }
 }
 
@@ -78,9 +97,10 @@ impl Lane {
         appended: &watch::Sender<()>,
     ) -> (Self, Vec<Request>) {
         let mut held = Vec::new();
+        let mut lock_deadline = inner.config.lock_deadline;
         let mut parts = vec![(batch, false)];
         while let Some((part, raced)) = parts.pop() {
-            match send(&mut self.line, inner, part, || inner.config.lock_deadline).await {
+            match send(&mut self.line, inner, part, || lock_deadline).await {
                 Sent::Answered => appended.send_replace(()),
                 Sent::Again(part) => parts.push((part, raced)),
                 // Whoever won has committed, so the same statement mostly gets through. If it does not, somebody writes
@@ -90,7 +110,11 @@ impl Lane {
                     parts.extend([(half, true), (part, true)]);
                 }
                 Sent::Raced(part) => parts.push((part, true)),
-                Sent::Held(mut part) if part.len() == 1 => held.append(&mut part),
+                Sent::Held(mut part) if part.len() == 1 => {
+                    held.append(&mut part);
+                    // The rest of the batch has waited long enough.
+                    lock_deadline = lock_deadline.min(SHORT_LOCK_DEADLINE);
+                }
                 // Which stream is held, the server does not say: one by one, the others get through at once.
                 Sent::Held(part) | Sent::Refused(part) => {
                     parts.extend(part.into_iter().map(|request| (vec![request], false)));
@@ -101,20 +125,22 @@ impl Lane {
     }
 }
 
-/// Writes an append whose stream another transaction holds: waits for that transaction, beside the lanes.
-pub(super) async fn write_held(inner: &Inner, request: Request, appended: &watch::Sender<()>) {
-    /// Postgres stops waiting this much before the caller does, who then hears that nothing was written.
-    const MARGIN: Duration = Duration::from_millis(250);
+/// Gives an append whose stream another transaction holds one turn: waits for that transaction, beside the lanes.
+///
+/// Returns the append if that was not enough. It goes behind the others that wait so, or a few streams that are held for
+/// long would keep out one that is soon free.
+pub(super) async fn write_held(inner: &Inner, request: Request, appended: &watch::Sender<()>) -> Option<Request> {
+    let end = request.deadline - MARGIN;
+    let turn_end = end.min(Instant::now() + TURN);
+    let left = || turn_end.saturating_duration_since(Instant::now()).max(Duration::from_millis(10));
     let mut part = vec![request];
-    loop {
-        let end = part[0].deadline - MARGIN;
-        let left = || end.saturating_duration_since(Instant::now()).max(Duration::from_millis(10));
-        if Instant::now() >= end {
-            break;
-        }
+    while Instant::now() < turn_end {
         // A connection of its own each time, for its wait for the lock is settled when it is opened.
         match send(&mut None, inner, part, left).await {
-            Sent::Answered => return appended.send_replace(()),
+            Sent::Answered => {
+                appended.send_replace(());
+                return None;
+            }
             Sent::Again(again) | Sent::Raced(again) | Sent::Refused(again) => part = again,
             Sent::Held(held) => {
                 part = held;
@@ -122,10 +148,13 @@ pub(super) async fn write_held(inner: &Inner, request: Request, appended: &watch
             }
         }
     }
-    for request in part {
-        let after = request.limit;
-        request.answer(Err(StoreError::Timeout { what: "wait for a stream that another transaction holds", after }));
+    let request = part.pop()?;
+    if Instant::now() < end {
+        return Some(request);
     }
+    let after = request.limit;
+    request.answer(Err(StoreError::Timeout { what: "wait for a stream that another transaction holds", after }));
+    None
 }
 
 /// What one round trip led to.
@@ -149,11 +178,19 @@ async fn send(
     part: Vec<Request>,
     lock_deadline: impl Fn() -> Duration,
 ) -> Sent {
-    if line.is_none() {
-        match Line::open(inner, &lock_deadline).await {
+    match line {
+        None => match Line::open(inner, &lock_deadline).await {
             Ok(opened) => *line = Some(opened),
             Err(error) => return wait_for_server(part, error).await,
+        },
+        Some(open) if open.lock_deadline != lock_deadline() => {
+            if let Err(error) = open.set_lock_deadline(inner, lock_deadline()).await {
+                tracing::warn!(%error, "an append connects again");
+                *line = None;
+                return Sent::Again(part);
+            }
         }
+        Some(_) => {}
     }
     let Some(open) = line else { return again(part) };
     // Whoever gave up while this was waiting has been told that nothing was written: so nothing is.
