@@ -44,6 +44,10 @@ pub struct Config {
     /// Appends that may wait. One more is refused as [`Overloaded`](crate::StoreError::Overloaded).
     /// Default: 10,000.
     pub append_queue: usize,
+    /// Bytes of payload that may wait in them. More is refused as [`Overloaded`](crate::StoreError::Overloaded); an append
+    /// that is longer than that by itself waits alone.
+    /// Default: 256 MiB.
+    pub append_queue_bytes: usize,
     /// What stands between this process and Postgres.
     pub pooler: Pooler,
     /// What may be appended.
@@ -129,6 +133,7 @@ impl Config {
             follower_connections: 4,
             user_connections: 5,
             append_queue: 10_000,
+            append_queue_bytes: 256 << 20,
             pooler: Pooler::None,
             limits: Limits::default(),
             append_deadline: Duration::from_secs(20),
@@ -162,8 +167,13 @@ impl Config {
         ] {
             *duration = (*duration).clamp(Duration::from_millis(1), Duration::from_secs(24 * 60 * 60));
         }
-        for count in [&mut self.append_lanes, &mut self.held_lanes, &mut self.append_queue, &mut self.cached_aggregates]
-        {
+        for count in [
+            &mut self.append_lanes,
+            &mut self.held_lanes,
+            &mut self.append_queue,
+            &mut self.append_queue_bytes,
+            &mut self.cached_aggregates,
+        ] {
             *count = (*count).max(1);
         }
         for connections in [&mut self.read_connections, &mut self.follower_connections, &mut self.user_connections] {

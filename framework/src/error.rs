@@ -135,10 +135,12 @@ pub enum StoreError {
     /// Too many appends wait already. Nothing was written.
     ///
     /// Caller: slow down and try again later.
-    #[error("{waiting} appends are waiting already")]
+    #[error("too many appends are waiting already: {bound} is {limit}")]
     Overloaded {
-        /// Appends in the queue, which is its limit.
-        waiting: usize,
+        /// The bound that is reached: `append_queue` or `append_queue_bytes` of [`Config`](crate::Config).
+        bound: &'static str,
+        /// How much that is, in appends or in bytes of payload.
+        limit: usize,
     },
     /// The deadline passed before anything was sent. Nothing was written.
     ///

@@ -126,7 +126,7 @@ async fn many_held_streams_keep_a_lane_no_longer_than_a_few() {
     let database = database().await;
     let config = Config {
         append_lanes: 1,
-        lock_deadline: Duration::from_secs(1),
+        lock_deadline: Duration::from_secs(2),
         append_deadline: LONG * 4,
         transaction_deadline: LONG * 4,
         ..Config::new(database.url())
@@ -138,17 +138,22 @@ async fn many_held_streams_keep_a_lane_no_longer_than_a_few() {
     let appends = names.iter().map(|name| append(name, ANY, 1)).collect();
     store.append_in(&mut transaction, appends, Metadata::default()).await.unwrap();
 
-    let held = join_all(names.iter().map(|name| store.append_all(vec![append(name, ANY, 1)], Metadata::default())));
-    let free = async {
-        // A second for each of them would be too long.
-        let free = timeout(LONG, store.append(&stream("free-1"), at(0), events(1))).await;
-        transaction.commit().await.unwrap();
-        free
+    let one = |name: &String| store.append_all(vec![append(name, ANY, 1)], Metadata::default());
+    let first = one(&names[0]);
+    let rest = async {
+        until("the lane waits", async || ask(database.url(), WAITING).await == 1).await;
+        let free = async {
+            // A lock deadline for each of the others would be too long.
+            let free = timeout(LONG, store.append(&stream("free-1"), at(0), events(1))).await;
+            transaction.commit().await.unwrap();
+            free
+        };
+        tokio::join!(free, join_all(names[1..].iter().map(one)))
     };
-    let (held, free) = tokio::join!(held, free);
+    let (first, (free, held)) = tokio::join!(first, rest);
 
     assert!(matches!(free, Ok(Ok(_))), "{free:?}");
-    assert!(held.iter().all(Result::is_ok), "{held:?}");
+    assert!(first.is_ok() && held.iter().all(Result::is_ok), "{held:?}");
     assert_eq!(count(&store).await, 201);
 }
 
@@ -208,9 +213,42 @@ async fn a_full_queue_refuses_what_comes_next() {
 
     assert!(accepted.iter().all(Result::is_ok), "{accepted:?}");
     let refused = refused.unwrap_err();
-    assert!(matches!(refused, StoreError::Overloaded { waiting: 4 }) && refused.is_retryable(), "{refused:?}");
+    assert!(matches!(refused, StoreError::Overloaded { limit: 4, .. }) && refused.is_retryable(), "{refused:?}");
+    assert_eq!(refused.to_string(), "too many appends are waiting already: append_queue is 4");
     assert_eq!(count(&store).await, 4);
     one(4).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_is_full_of_long_payloads_refuses_more_of_them_and_takes_short_ones() {
+    let database = database().await;
+    let config = Config { append_queue_bytes: 3_500_000, ..Config::new(database.url()) };
+    let store = Annals::connect(config).await.unwrap();
+    let mut holder = PgConnection::connect(database.url()).await.unwrap();
+    lock_events(&mut holder).await;
+
+    let megabytes = |nth, count| {
+        let (store, payload) = (&store, format!("\"{}\"", "x".repeat(1_000_000)));
+        let events = (0..count).map(|_| annals::NewEvent::new("Big", payload.clone())).collect();
+        async move { store.append(&stream(format!("note-{nth}")), at(0), events).await }
+    };
+    let short = stream("short-1");
+    let refusal = async {
+        let refused = megabytes(4, 1).await;
+        let short = store.append(&short, at(0), events(1));
+        let (short, closed) = tokio::join!(short, holder.close());
+        closed.unwrap();
+        short.unwrap();
+        refused
+    };
+    let (accepted, refused) = tokio::join!(join_all((0..3).map(|nth| megabytes(nth, 1))), refusal);
+
+    assert!(accepted.iter().all(Result::is_ok), "{accepted:?}");
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.to_string(), "too many appends are waiting already: append_queue_bytes is 3500000");
+    assert!(refused.is_retryable());
+    megabytes(4, 10).await.expect("the room of all the others together is enough for one append of any length");
+    assert_eq!(count(&store).await, 14);
 }
 
 #[tokio::test(flavor = "multi_thread")]

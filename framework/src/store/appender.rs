@@ -39,7 +39,7 @@ pub(super) struct Request {
     pub(super) deadline: Instant,
     pub(super) limit: Duration,
     reply: oneshot::Sender<Result<Appended, StoreError>>,
-    _place: OwnedSemaphorePermit,
+    places: [OwnedSemaphorePermit; 2],
 }
 
 impl Request {
@@ -48,16 +48,39 @@ impl Request {
     }
 
     pub(super) fn answer(self, result: Result<Appended, StoreError>) {
+        // Before the caller hears of it: its next append may need the room.
+        drop(self.places);
         // A caller that is gone needs no answer.
         let _ = self.reply.send(result);
+    }
+}
+
+/// How much may wait.
+struct Bound {
+    /// The field of [`Config`] that sets it.
+    name: &'static str,
+    limit: usize,
+    free: Arc<Semaphore>,
+}
+
+impl Bound {
+    fn new(name: &'static str, limit: usize) -> Self {
+        let limit = limit.min(u32::MAX as usize).min(Semaphore::MAX_PERMITS);
+        Self { name, limit, free: Arc::new(Semaphore::new(limit)) }
+    }
+
+    /// Room for `amount`, or for as much as there ever is.
+    fn take(&self, amount: usize) -> Result<OwnedSemaphorePermit, StoreError> {
+        let taken = Arc::clone(&self.free).try_acquire_many_owned(amount.min(self.limit) as u32);
+        taken.map_err(|_| StoreError::Overloaded { bound: self.name, limit: self.limit })
     }
 }
 
 /// The way into group commit.
 pub(crate) struct Appender {
     queue: mpsc::UnboundedSender<Request>,
-    places: Arc<Semaphore>,
-    size: usize,
+    appends: Bound,
+    bytes: Bound,
     closing: watch::Sender<bool>,
     /// Closed when the dispatcher has ended.
     ended: watch::Receiver<()>,
@@ -68,13 +91,14 @@ pub(crate) struct Appender {
 impl Appender {
     pub(crate) fn start(config: &Config, inner: Weak<Inner>) -> Self {
         let (queue, requests) = mpsc::unbounded_channel();
-        let size = config.append_queue.clamp(1, Semaphore::MAX_PERMITS);
         let closing = watch::Sender::new(false);
         let appended = watch::Sender::new(());
         let (ends, ended) = watch::channel(());
         let dispatcher = Dispatcher::new(config, inner, appended.clone(), ends);
         tokio::spawn(dispatcher.run(requests, closing.subscribe()));
-        Self { queue, places: Arc::new(Semaphore::new(size)), size, closing, ended, appended }
+        let appends = Bound::new("append_queue", config.append_queue);
+        let bytes = Bound::new("append_queue_bytes", config.append_queue_bytes);
+        Self { queue, appends, bytes, closing, ended, appended }
     }
 
     /// Hands `work` to the dispatcher and waits for its end, at most for `limit`.
@@ -82,13 +106,12 @@ impl Appender {
         if *self.closing.borrow() {
             return Err(StoreError::Closed);
         }
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        let _place = place.map_err(|_| StoreError::Overloaded { waiting: self.size })?;
+        let places = [self.appends.take(1)?, self.bytes.take(work.bytes())?];
         let state = Arc::new(AtomicU8::new(WAITING));
         let (reply, answer) = oneshot::channel();
         let (event_ids, stream) = (work.event_ids(), work.appends[0].stream.clone());
         let deadline = Instant::now() + limit;
-        let request = Request { work, state: state.clone(), deadline, limit, reply, _place };
+        let request = Request { work, state: state.clone(), deadline, limit, reply, places };
         self.queue.send(request).map_err(|_| StoreError::Closed)?;
         match timeout(limit, answer).await {
             Ok(Ok(result)) => result,
