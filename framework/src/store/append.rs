@@ -124,7 +124,7 @@ impl Work {
         self.appends.iter().flat_map(|append| &append.events).map(|event| event.event_id).collect()
     }
 
-    /// Payload bytes, for bounding a batch.
+    /// Payload bytes, for bounding a batch and the queue.
     pub(crate) fn bytes(&self) -> usize {
         self.appends.iter().flat_map(|append| &append.events).map(|event| event.payload.as_str().len() + 128).sum()
     }
@@ -192,9 +192,9 @@ impl Annals {
     ///
     /// `conn` must be inside a transaction at READ COMMITTED. Until that transaction ends, **every reader waits** at the
     /// position where it began to append: end it soon. It is given [`Config::transaction_deadline`] of idle time, after
-    /// which Postgres ends it; a stream that another transaction holds is waited for as long. On an error the
-    /// transaction stands as it was before the call; after [`StoreError::Timeout`] and [`StoreError::Unavailable`], roll it
-    /// back.
+    /// which Postgres ends it, or what `idle_in_transaction_session_timeout` was if that is shorter; a stream that another
+    /// transaction holds is waited for as long, and then `lock_timeout` is again what it was. On an error the transaction
+    /// stands as it was before the call; after [`StoreError::Timeout`] and [`StoreError::Unavailable`], roll it back.
     ///
     /// [`Config::transaction_deadline`]: crate::Config::transaction_deadline
     ///

@@ -174,9 +174,7 @@ impl Dispatcher {
         let Some(inner) = self.inner.upgrade() else { return };
         self.held_lanes -= 1;
         let (streams, appended) = (request.streams().cloned().collect(), self.appended.clone());
-        let running = self.running.spawn(async move {
-            Finished::Held(write_held(&inner, request, &appended).await)
-        });
+        let running = self.running.spawn(async move { Finished::Held(write_held(&inner, request, &appended).await) });
         self.tasks.insert(running.id(), Task { streams, in_lane: false });
     }
 
