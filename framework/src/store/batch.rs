@@ -171,8 +171,8 @@ impl<'w> Batch<'w> {
     }
 }
 
-/// The expected version as the statement takes it.
-fn expected(append: &Append) -> i64 {
+/// The expected version as the statement takes it: negative for any.
+pub(super) fn expected(append: &Append) -> i64 {
     match append.expected {
         ExpectedVersion::Exact(version) => version.get(),
         ExpectedVersion::NoStream => 0,
