@@ -241,6 +241,12 @@ impl<F: Follower> Runner<F> {
             return Ok(());
         }
         let _turn = self.turns.acquire().await;
+        // That may have taken long: what was known of the log before holds no more if the tail has lost its connection.
+        let frontier = *self.frontier.borrow();
+        if !frontier.connected || frontier.epoch != at.epoch {
+            self.forget(place);
+            return Ok(());
+        }
         let Found { events, last, all } = self.find(at.read, frontier.last, *limit).await?;
         // The window may have grown past the frontier meanwhile: what it holds is final.
         let last = last.unwrap_or(at.read);
