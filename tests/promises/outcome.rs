@@ -196,6 +196,8 @@ async fn reads_over_a_broken_network_end_in_time_and_give_their_connections_back
     proxy.cut_all();
     let read = store.read_stream_page(&stream("note-1"), ReadStream::default(), 10).await;
     assert_eq!(read.unwrap().events.len(), 3, "a dead connection in the pool costs a second try");
+    proxy.cut_all();
+    assert_eq!(store.horizon().await.unwrap().safe.get(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
