@@ -154,8 +154,12 @@ pub enum StoreError {
     },
     /// The deadline passed, or the server was lost, after the append was sent: it may be written or not.
     ///
-    /// Caller: look for `event_ids`, or repeat the command with the same command id, which takes effect at most once.
-    #[error("the append to {stream} was sent and its outcome could not be learned")]
+    /// Caller: look for `event_ids` with [`Annals::find_events`](crate::Annals::find_events), or repeat the command with the
+    /// same command id, which takes effect at most once.
+    #[error(
+        "the append to {stream} was sent and its outcome could not be learned: look for its event ids with \
+         Annals::find_events"
+    )]
     UnknownOutcome {
         /// The (first) stream.
         stream: StreamId,

@@ -90,6 +90,7 @@ macro_rules! statements {
 statements! {
     append_events,
     find_append,
+    find_events,
     read_safe_position,
     read_stream_forwards,
     read_stream_backwards,

@@ -160,7 +160,8 @@ impl Annals {
     /// - [`StoreError::Conflict`] if the stream is not as `expected`: nothing was written.
     /// - [`StoreError::Invalid`] if a limit is broken: nothing was sent.
     /// - [`StoreError::Overloaded`], [`StoreError::Timeout`], [`StoreError::Unavailable`]: nothing was written.
-    /// - [`StoreError::UnknownOutcome`]: it may have been written; the error names the ids to look for.
+    /// - [`StoreError::UnknownOutcome`]: it may have been written; the error names the ids to look for with
+    ///   [`Annals::find_events`].
     ///
     /// # Source
     /// Expected version: message-db, `write_message`.

@@ -5,9 +5,10 @@ use std::{collections::VecDeque, sync::Arc};
 use chrono::{DateTime, Utc};
 use futures::{Stream, TryStreamExt, stream};
 use sqlx::{Executor, PgConnection, Row, postgres::PgRow};
+use uuid::Uuid;
 
 use crate::{
-    Metadata, Payload, Position, Recorded, StreamId, Version,
+    InvalidInput, Metadata, Payload, Position, Recorded, StreamId, Version,
     error::StoreError,
     store::{Annals, Inner},
 };
@@ -17,6 +18,8 @@ const SCAN: i64 = 100_000;
 /// What one page takes at most, in events and in payload bytes.
 const PAGE_EVENTS: usize = 1_000;
 const PAGE_BYTES: usize = 2 << 20;
+/// How many events are looked for at once.
+const FIND_EVENTS: usize = 100;
 /// What a page asks for first. How long these events are says how many more it has room for: Postgres sends everything
 /// that was asked for, read or not.
 const FIRST_CHUNK: usize = 64;
@@ -135,6 +138,39 @@ impl Annals {
         let up_to = read.up_to.map_or(safe, |up_to| up_to.min(safe));
         let page = self.read_final(&read, up_to, limit).await?;
         Ok(Page { next: page.next.map(|after| ReadLog { after, ..read }), events: page.events })
+    }
+
+    /// Finds events by their ids, in position order: up to 100 at once, and those above the safe position too.
+    ///
+    /// For a [`StoreError::UnknownOutcome`], of whose events all are stored or none: one of its ids answers for all. What is
+    /// not there may still come while that append's connection lives, at most for [`Config::statement_deadline`].
+    ///
+    /// There is no index of single ids. Each costs a look at the summary of every 16 pages of the log, which is quick for a
+    /// few ids and a log of any size, and no way to read many events.
+    ///
+    /// [`Config::statement_deadline`]: crate::Config::statement_deadline
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::Timeout`]; [`StoreError::Invalid`] for more than 100 ids.
+    pub async fn find_events(&self, event_ids: &[Uuid]) -> Result<Vec<Recorded<Payload>>, StoreError> {
+        if event_ids.len() > FIND_EVENTS {
+            let refusal = format!(
+                "find_events takes at most {FIND_EVENTS} ids, not {}: of one append all events are stored or none, so one \
+                 of its ids answers for all",
+                event_ids.len()
+            );
+            return Err(InvalidInput::Other(refusal).into());
+        }
+        let sql = &self.inner.sql.find_events;
+        let finding = |mut conn: sqlx::pool::PoolConnection<sqlx::Postgres>| {
+            let (sql, event_ids) = (sql.clone(), event_ids.to_vec());
+            async move {
+                let rows = sqlx::query(sql).bind(event_ids).fetch_all(&mut *conn).await?;
+                let mut last_type = None;
+                rows.iter().map(|row| recorded(row, &mut last_type)).collect()
+            }
+        };
+        self.inner.read("find events by id", finding).await
     }
 
     /// One page of the log up to `up_to`, which the caller knows to be final.
