@@ -29,7 +29,8 @@ pub struct Config {
     /// Appends that are written at the same time, each on a connection of its own.
     /// Default: 2.
     pub append_lanes: usize,
-    /// Appends to streams that another transaction holds, which wait beside the lanes instead of in them.
+    /// Appends to streams that another transaction holds, which wait beside the lanes instead of in them. If there are more,
+    /// they take turns of half a second.
     /// Default: 2.
     pub held_lanes: usize,
     /// Connections for loading aggregates and reading streams.
@@ -70,7 +71,8 @@ pub struct Config {
     /// How long connecting may take.
     /// Default: 5 s.
     pub connect_deadline: Duration,
-    /// How long a lane waits for a stream that another transaction holds before the append leaves the lane.
+    /// How long a lane waits for a stream that another transaction holds before the append leaves the lane; once one of a
+    /// batch has left it, the others do so sooner.
     /// Default: 50 ms.
     pub lock_deadline: Duration,
     /// How long a transaction that used `append_in` may sit idle before Postgres ends it: while it is open, no reader

@@ -6,7 +6,7 @@ use std::{
 };
 
 use annals::{Annals, Append, Config, Metadata, StoreError, testing::database};
-use futures::future::join_all;
+use futures::{future::join_all, poll};
 use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 
@@ -160,7 +160,9 @@ async fn many_held_streams_keep_a_lane_no_longer_than_a_few() {
 #[tokio::test(flavor = "multi_thread")]
 async fn appends_keep_their_order_except_behind_a_stream_that_another_transaction_holds() {
     let database = database().await;
-    for (nth, lock_deadline, is_overtaken) in [(0, LONG, false), (1, Duration::from_millis(50), true)] {
+    // Held from the beginning; and held when the others already wait behind it.
+    let (soon, later) = (Duration::from_millis(50), Duration::from_secs(2));
+    for (nth, lock_deadline, is_overtaken) in [(0, LONG, false), (1, soon, true), (2, later, true)] {
         let store = Annals::connect(Config { lock_deadline, ..Config::new(database.url()) }).await.unwrap();
         let (a, b) = (format!("a{nth}-1"), format!("b{nth}-1"));
         let mut holder = PgConnection::connect(database.url()).await.unwrap();
@@ -191,6 +193,40 @@ async fn appends_keep_their_order_except_behind_a_stream_that_another_transactio
         assert_eq!(pair.unwrap()[0].version.get(), 3);
         assert_eq!(last.unwrap()[0].version.get(), if is_overtaken { 1 } else { 2 });
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn appends_to_a_stream_are_written_in_the_order_of_their_arrival_alone_or_with_others() {
+    let database = database().await;
+    let store = open(database.url()).await;
+    let names = ["a-1", "b-1", "c-1", "d-1"];
+    let noted = |name: &str, nth: usize| Append {
+        stream: stream(name),
+        expected: ANY,
+        events: vec![annals::NewEvent::new("Noted", nth.to_string())],
+    };
+
+    let mut appends = vec![];
+    for nth in 0..600 {
+        // Every fifth goes to two streams, the others to one.
+        let (one, other) = (nth * 7 % 4, (nth * 7 + 1 + nth / 5 % 3) % 4);
+        let both = if nth % 5 == 0 { &[one, other][..] } else { &[one] };
+        let parts = both.iter().map(|&name| noted(names[name], nth)).collect();
+        let mut append = Box::pin(store.append_all(parts, Metadata::default()));
+        assert!(poll!(&mut append).is_pending(), "it waits in the queue now");
+        appends.push(append);
+    }
+    let results = join_all(appends).await;
+
+    assert!(results.iter().all(Result::is_ok));
+    let mut all = 0;
+    for name in names {
+        let page = store.read_stream_page(&stream(name), annals::ReadStream::default(), 1_000).await.unwrap();
+        let order: Vec<usize> = page.events.iter().map(|event| event.event.as_str().parse().unwrap()).collect();
+        assert!(order.is_sorted(), "{name}: {order:?}");
+        all += order.len();
+    }
+    assert_eq!(all, 720);
 }
 
 #[tokio::test(flavor = "multi_thread")]

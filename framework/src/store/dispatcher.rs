@@ -1,7 +1,7 @@
 //! Who is written when: the appends that wait, the streams that are under way, the lanes that are free.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{Weak, atomic::Ordering},
 };
 
@@ -26,7 +26,13 @@ const BATCH_BYTES: usize = 8 << 20;
 
 pub(super) struct Dispatcher {
     inner: Weak<Inner>,
-    waiting: VecDeque<Request>,
+    /// How many appends have arrived: the number of the last one.
+    arrived: u64,
+    /// What may be sent or has to be looked at again, in order of arrival.
+    waiting: BTreeMap<u64, Request>,
+    /// Appends to one stream alone that have to wait for it, by stream and in order of arrival. Of these the first comes back
+    /// to `waiting` when the stream is free, so that a stream for which thousands wait costs the others nothing.
+    behind: HashMap<StreamId, BTreeMap<u64, Request>>,
     /// Streams of appends that are under way.
     busy: HashSet<StreamId>,
     /// Those of them that another transaction holds.
@@ -63,7 +69,9 @@ impl Dispatcher {
     ) -> Self {
         Self {
             inner,
-            waiting: VecDeque::new(),
+            arrived: 0,
+            waiting: BTreeMap::new(),
+            behind: HashMap::new(),
             busy: HashSet::new(),
             held: HashSet::new(),
             lanes: (0..config.append_lanes).map(|_| Lane::default()).collect(),
@@ -90,7 +98,7 @@ impl Dispatcher {
             {
                 self.dispatch_held(request);
             }
-            if !open && self.waiting.is_empty() && held.is_empty() && self.running.is_empty() {
+            if !open && self.is_idle() && held.is_empty() {
                 return;
             }
             tokio::select! {
@@ -98,9 +106,9 @@ impl Dispatcher {
                 Some(finished) = self.running.join_next_with_id() => held.extend(self.finish(finished)),
                 request = requests.recv(), if open => match request {
                     Some(request) => {
-                        self.waiting.push_back(request);
+                        self.arrive(request);
                         while let Ok(request) = requests.try_recv() {
-                            self.waiting.push_back(request);
+                            self.arrive(request);
                         }
                     }
                     None => open = false,
@@ -109,10 +117,29 @@ impl Dispatcher {
                     open = false;
                     requests.close();
                     while let Ok(request) = requests.try_recv() {
-                        self.waiting.push_back(request);
+                        self.arrive(request);
                     }
                 }
             }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.behind.is_empty() && self.running.is_empty()
+    }
+
+    fn arrive(&mut self, request: Request) {
+        self.arrived += 1;
+        let queue = only_stream(&request).and_then(|stream| self.behind.get_mut(stream));
+        queue.unwrap_or(&mut self.waiting).insert(self.arrived, request);
+    }
+
+    /// Lets the first append that waits behind `stream` have another try.
+    fn call_next(&mut self, stream: &StreamId) {
+        let Some(queue) = self.behind.get_mut(stream) else { return };
+        self.waiting.extend(queue.pop_first());
+        if queue.is_empty() {
+            self.behind.remove(stream);
         }
     }
 
@@ -130,6 +157,7 @@ impl Dispatcher {
         for stream in &task.streams {
             self.busy.remove(stream);
             self.held.remove(stream);
+            self.call_next(stream);
         }
         let (lane, held) = match finished {
             Some(Finished::Batch { lane, held }) => (Some(lane), held),
@@ -144,6 +172,11 @@ impl Dispatcher {
             self.busy.insert(stream.clone());
             self.held.insert(stream.clone());
         }
+        if !held.is_empty() {
+            // Who waits for these keeps nobody waiting in other streams any more.
+            let streams: Vec<StreamId> = self.behind.keys().cloned().collect();
+            streams.iter().for_each(|stream| self.call_next(stream));
+        }
         held
     }
 
@@ -151,6 +184,7 @@ impl Dispatcher {
     fn dispatch(&mut self) {
         let Some(inner) = self.inner.upgrade() else {
             // The store is gone, and with it whoever could hear an answer.
+            self.behind.clear();
             return self.waiting.clear();
         };
         while !self.waiting.is_empty()
@@ -184,30 +218,42 @@ impl Dispatcher {
     /// overtake it in the others, or among busy streams its turn would never come. Only behind a stream that another
     /// transaction holds does nobody queue who wants none of it.
     fn next_batch(&mut self) -> Vec<Request> {
-        let (mut batch, mut later, mut reserved) = (Vec::new(), VecDeque::new(), HashSet::new());
+        let (mut batch, mut later, mut reserved) = (Vec::new(), BTreeMap::new(), HashSet::new());
         let (mut events, mut bytes) = (0, 0);
-        while let Some(request) = self.waiting.pop_front() {
+        while let Some((nth, request)) = self.waiting.pop_first() {
             if request.state.load(Ordering::Acquire) == GIVEN_UP {
+                request.streams().for_each(|stream| self.call_next(stream));
                 continue;
             }
             if request.streams().any(|stream| self.busy.contains(stream) || reserved.contains(stream)) {
+                if let Some(stream) = only_stream(&request) {
+                    self.behind.entry(stream.clone()).or_default().insert(nth, request);
+                    continue;
+                }
                 if !request.streams().any(|stream| self.held.contains(stream)) {
                     reserved.extend(request.streams().cloned());
                 }
-                later.push_back(request);
+                later.insert(nth, request);
                 continue;
             }
             events += request.work.events();
             bytes += request.work.bytes();
             if !batch.is_empty() && (batch.len() >= BATCH_APPENDS || events > BATCH_EVENTS || bytes > BATCH_BYTES) {
-                self.waiting.push_front(request);
+                self.waiting.insert(nth, request);
                 break;
             }
             self.busy.extend(request.streams().cloned());
             batch.push(request);
         }
-        later.append(&mut self.waiting);
-        self.waiting = later;
+        self.waiting.append(&mut later);
         batch
+    }
+}
+
+/// The stream of an append that goes to one alone.
+fn only_stream(request: &Request) -> Option<&StreamId> {
+    match &request.work.appends[..] {
+        [append] => Some(&append.stream),
+        _ => None,
     }
 }
