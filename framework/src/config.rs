@@ -29,7 +29,8 @@ pub struct Config {
     /// Appends that are written at the same time, each on a connection of its own.
     /// Default: 2.
     pub append_lanes: usize,
-    /// Appends to streams that another transaction holds, which wait beside the lanes instead of in them.
+    /// Appends to streams that another transaction holds, which wait beside the lanes instead of in them. If there are more,
+    /// they take turns of half a second.
     /// Default: 2.
     pub held_lanes: usize,
     /// Connections for loading aggregates and reading streams.
@@ -44,6 +45,10 @@ pub struct Config {
     /// Appends that may wait. One more is refused as [`Overloaded`](crate::StoreError::Overloaded).
     /// Default: 10,000.
     pub append_queue: usize,
+    /// Bytes of payload that may wait in them. More is refused as [`Overloaded`](crate::StoreError::Overloaded); an append
+    /// that is longer than that by itself waits alone.
+    /// Default: 256 MiB.
+    pub append_queue_bytes: usize,
     /// What stands between this process and Postgres.
     pub pooler: Pooler,
     /// What may be appended.
@@ -66,7 +71,8 @@ pub struct Config {
     /// How long connecting may take.
     /// Default: 5 s.
     pub connect_deadline: Duration,
-    /// How long a lane waits for a stream that another transaction holds before the append leaves the lane.
+    /// How long a lane waits for a stream that another transaction holds before the append leaves the lane; once one of a
+    /// batch has left it, the others do so sooner.
     /// Default: 50 ms.
     pub lock_deadline: Duration,
     /// How long a transaction that used `append_in` may sit idle before Postgres ends it: while it is open, no reader
@@ -129,6 +135,7 @@ impl Config {
             follower_connections: 4,
             user_connections: 5,
             append_queue: 10_000,
+            append_queue_bytes: 256 << 20,
             pooler: Pooler::None,
             limits: Limits::default(),
             append_deadline: Duration::from_secs(20),
@@ -162,8 +169,13 @@ impl Config {
         ] {
             *duration = (*duration).clamp(Duration::from_millis(1), Duration::from_secs(24 * 60 * 60));
         }
-        for count in [&mut self.append_lanes, &mut self.held_lanes, &mut self.append_queue, &mut self.cached_aggregates]
-        {
+        for count in [
+            &mut self.append_lanes,
+            &mut self.held_lanes,
+            &mut self.append_queue,
+            &mut self.append_queue_bytes,
+            &mut self.cached_aggregates,
+        ] {
             *count = (*count).max(1);
         }
         for connections in [&mut self.read_connections, &mut self.follower_connections, &mut self.user_connections] {

@@ -135,10 +135,12 @@ pub enum StoreError {
     /// Too many appends wait already. Nothing was written.
     ///
     /// Caller: slow down and try again later.
-    #[error("{waiting} appends are waiting already")]
+    #[error("too many appends are waiting already: {bound} is {limit}")]
     Overloaded {
-        /// Appends in the queue, which is its limit.
-        waiting: usize,
+        /// The bound that is reached: `append_queue` or `append_queue_bytes` of [`Config`](crate::Config).
+        bound: &'static str,
+        /// How much that is, in appends or in bytes of payload.
+        limit: usize,
     },
     /// The deadline passed before anything was sent. Nothing was written.
     ///
@@ -152,8 +154,12 @@ pub enum StoreError {
     },
     /// The deadline passed, or the server was lost, after the append was sent: it may be written or not.
     ///
-    /// Caller: look for `event_ids`, or repeat the command with the same command id, which takes effect at most once.
-    #[error("the append to {stream} was sent and its outcome could not be learned")]
+    /// Caller: look for `event_ids` with [`Annals::find_events`](crate::Annals::find_events), or repeat the command with the
+    /// same command id, which takes effect at most once.
+    #[error(
+        "the append to {stream} was sent and its outcome could not be learned: look for its event ids with \
+         Annals::find_events"
+    )]
     UnknownOutcome {
         /// The (first) stream.
         stream: StreamId,

@@ -90,6 +90,7 @@ macro_rules! statements {
 statements! {
     append_events,
     find_append,
+    find_events,
     read_safe_position,
     read_stream_forwards,
     read_stream_backwards,
@@ -124,6 +125,7 @@ statements! {
     release_append_in,
     rollback_append_in,
     prepare_lane,
+    set_lock_deadline,
     end_backend,
     check_positions,
     list_holders,

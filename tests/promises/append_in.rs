@@ -80,6 +80,33 @@ async fn a_conflict_leaves_the_transaction_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_transaction_keeps_its_own_wait_for_locks_and_may_idle_no_longer_than_before() {
+    let database = database().await;
+    let store = open(database.url()).await;
+    for (version, (lock, idle, idle_after)) in
+        [("7s", "0", "10s"), ("0", "1h", "10s"), ("150ms", "90s", "10s"), ("1h", "1500ms", "1500ms")].iter().enumerate()
+    {
+        let mut transaction = store.pool().begin().await.unwrap();
+        let own =
+            format!("set local lock_timeout = '{lock}'; set local idle_in_transaction_session_timeout = '{idle}'");
+        sqlx::raw_sql(AssertSqlSafe(own)).execute(&mut *transaction).await.unwrap();
+
+        for nth in 0..2 {
+            let appends = vec![append("note-1", at(version as i64 * 2 + nth), 1)];
+            store.append_in(&mut transaction, appends, Metadata::default()).await.unwrap();
+        }
+
+        let show = "select current_setting('lock_timeout'), current_setting('idle_in_transaction_session_timeout')";
+        let after: (String, String) = sqlx::query_as(show).fetch_one(&mut *transaction).await.unwrap();
+        assert_eq!((&*after.0, &*after.1), (*lock, *idle_after));
+        transaction.commit().await.unwrap();
+    }
+    let mut conn = store.pool().acquire().await.unwrap();
+    let lock: String = sqlx::query_scalar("show lock_timeout").fetch_one(&mut *conn).await.unwrap();
+    assert_eq!(lock, "0", "the session is as it was");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_append_waits_for_a_stream_that_another_transaction_holds() {
     let database = database().await;
     let store = open(database.url()).await;

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use annals::{Annals, Config, NewEvent, ReadStream, StoreError, testing};
+use annals::{Annals, Config, Metadata, NewEvent, ReadStream, StoreError, testing};
 use futures::future::join_all;
 use sqlx::{Connection, PgConnection};
 use tokio::{
@@ -77,6 +77,30 @@ async fn an_answer_that_is_lost_on_its_way_is_found() {
     let refused = store.append(&stream("note-1"), at(0), events(1)).await;
     assert!(matches!(refused, Err(StoreError::Conflict { .. })), "{refused:?}");
     assert_eq!(ask(database.url(), "select count(*) from annals.events").await, 12);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_that_is_found_says_where_the_streams_stood_that_were_only_checked() {
+    let database = testing::database().await;
+    let proxy = Proxy::to(database.options()).await;
+    let store = proxy.store(Config::new("")).await.unwrap();
+    let checked = store.append(&stream("checked-1"), at(0), events(3)).await.unwrap();
+    let parts = |version| {
+        let checks = [("checked-1", at(3)), ("checked-1b", at(0)), ("checked-1c", ANY)];
+        let mut parts: Vec<_> = checks.map(|(name, expected)| append(name, expected, 0)).into();
+        parts.push(append("note-1", at(version), 2));
+        parts
+    };
+    store.append(&stream("checked-1c"), at(0), events(1)).await.unwrap();
+
+    let told = store.append_all(parts(0), Metadata::default()).await.unwrap();
+    proxy.arm(Fault::CutAtAnswer, "Noted");
+    let found = store.append_all(parts(2), Metadata::default()).await.unwrap();
+
+    assert_eq!((proxy.faults(), told[3].version.get(), found[3].version.get()), (1, 2, 4));
+    assert_eq!(found[..3], told[..3], "the same as when the answer is not lost");
+    assert_eq!((found[0].version, found[0].position, found[0].appended), (checked.version, checked.position, 0));
+    assert_eq!((found[1].version.get(), found[2].version.get()), (0, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -172,6 +196,8 @@ async fn reads_over_a_broken_network_end_in_time_and_give_their_connections_back
     proxy.cut_all();
     let read = store.read_stream_page(&stream("note-1"), ReadStream::default(), 10).await;
     assert_eq!(read.unwrap().events.len(), 3, "a dead connection in the pool costs a second try");
+    proxy.cut_all();
+    assert_eq!(store.horizon().await.unwrap().safe.get(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

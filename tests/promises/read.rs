@@ -2,7 +2,7 @@
 
 use annals::{Annals, NewEvent, Payload, Position, ReadLog, ReadStream, Recorded, Version, testing::database};
 use futures::{Stream, TryStreamExt};
-use sqlx::Connection;
+use sqlx::{AssertSqlSafe, Connection, Row};
 
 use crate::append::{ANY, append, at, events, open, stream};
 
@@ -186,4 +186,38 @@ async fn the_log_ends_at_the_safe_position_however_far_it_was_written() {
     assert_eq!((holders.len(), holders[0].position.get()), (1, 2));
     let horizon = store.horizon().await.unwrap();
     assert_eq!(horizon.safe, horizon.drawn);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_found_by_their_ids_without_reading_the_log() {
+    let database = database().await;
+    let store = open(database.url()).await;
+    // As long as a log is that Postgres would rather not read whole.
+    for _ in 0..10 {
+        store.append(&stream("note-1"), ANY, events(5_000)).await.unwrap();
+    }
+    sqlx::raw_sql("vacuum analyze annals.events").execute(store.pool()).await.unwrap();
+    let wanted = vec![append("note-2", at(0), 2), append("note-3", at(0), 1)];
+    let ids: Vec<_> = wanted.iter().flat_map(|append| &append.events).map(|event| event.event_id).collect();
+
+    let before = store.find_events(&ids).await.unwrap();
+    let receipts = store.append_all(wanted, annals::Metadata::default()).await.unwrap();
+    let found = store.find_events(&[&ids[..], &[uuid::Uuid::now_v7()]].concat()).await.unwrap();
+
+    assert_eq!((before.len(), found.iter().map(|event| event.event_id).collect::<Vec<_>>()), (0, ids.clone()));
+    assert_eq!(found[2].position, receipts[1].position);
+    assert_eq!((found[0].stream.as_str(), found[0].event.as_str()), ("note-2", r#"{"nth": 0}"#));
+    let (_, statement) = store.statements().into_iter().find(|(name, _)| *name == "find_events").unwrap();
+    let mut conn = store.pool().acquire().await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(format!("prepare found (uuid[]) as {statement}"))).execute(&mut *conn).await.unwrap();
+    for plan in ["force_custom_plan", "force_generic_plan"] {
+        let asking = format!("set plan_cache_mode = {plan}; explain execute found (array['{}']::uuid[])", ids[0]);
+        let rows = sqlx::raw_sql(AssertSqlSafe(asking)).fetch_all(&mut *conn).await.unwrap();
+        let plan: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        assert!(plan.iter().any(|line| line.contains("Bitmap Index Scan on events_event_id")), "{plan:#?}");
+    }
+
+    let refused = store.find_events(&vec![ids[0]; 101]).await.unwrap_err();
+    assert!(refused.to_string().contains("at most 100 ids, not 101"), "{refused}");
+    assert_eq!(store.find_events(&[]).await.unwrap(), []);
 }

@@ -15,7 +15,7 @@ use crate::{
     event::json::check_json,
     store::{
         Annals,
-        lane::{Appended, Batch, Fault},
+        batch::{Appended, Batch, Fault},
         within,
     },
 };
@@ -124,7 +124,7 @@ impl Work {
         self.appends.iter().flat_map(|append| &append.events).map(|event| event.event_id).collect()
     }
 
-    /// Payload bytes, for bounding a batch.
+    /// Payload bytes, for bounding a batch and the queue.
     pub(crate) fn bytes(&self) -> usize {
         self.appends.iter().flat_map(|append| &append.events).map(|event| event.payload.as_str().len() + 128).sum()
     }
@@ -160,7 +160,8 @@ impl Annals {
     /// - [`StoreError::Conflict`] if the stream is not as `expected`: nothing was written.
     /// - [`StoreError::Invalid`] if a limit is broken: nothing was sent.
     /// - [`StoreError::Overloaded`], [`StoreError::Timeout`], [`StoreError::Unavailable`]: nothing was written.
-    /// - [`StoreError::UnknownOutcome`]: it may have been written; the error names the ids to look for.
+    /// - [`StoreError::UnknownOutcome`]: it may have been written; the error names the ids to look for with
+    ///   [`Annals::find_events`].
     ///
     /// # Source
     /// Expected version: message-db, `write_message`.
@@ -192,9 +193,9 @@ impl Annals {
     ///
     /// `conn` must be inside a transaction at READ COMMITTED. Until that transaction ends, **every reader waits** at the
     /// position where it began to append: end it soon. It is given [`Config::transaction_deadline`] of idle time, after
-    /// which Postgres ends it; a stream that another transaction holds is waited for as long. On an error the
-    /// transaction stands as it was before the call; after [`StoreError::Timeout`] and [`StoreError::Unavailable`], roll it
-    /// back.
+    /// which Postgres ends it, or what `idle_in_transaction_session_timeout` was if that is shorter; a stream that another
+    /// transaction holds is waited for as long, and then `lock_timeout` is again what it was. On an error the transaction
+    /// stands as it was before the call; after [`StoreError::Timeout`] and [`StoreError::Unavailable`], roll it back.
     ///
     /// [`Config::transaction_deadline`]: crate::Config::transaction_deadline
     ///

@@ -1,191 +1,32 @@
-//! One statement for many appends, and the connection that sends it.
+//! What a lane does with a batch: sends it, and takes it apart, looks it up or sends it again until every append has its end.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use chrono::{DateTime, Utc};
-use sqlx::{
-    PgConnection, Row,
-    postgres::{PgDatabaseError, PgRow, PgSeverity},
+use sqlx::{PgConnection, Row};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
 };
-use uuid::Uuid;
 
 use crate::{
-    ExpectedVersion, Position, Receipt, Version,
     error::StoreError,
-    sql::Sql,
     store::{
         Inner,
-        append::{Append, Work},
+        appender::{Request, SENT, WAITING},
+        batch::{Batch, Fault},
         connect,
+        outcome::{Settled, settle},
+        within,
     },
 };
 
-/// What became of an append that was not refused.
-#[derive(Debug, Clone)]
-pub(crate) enum Appended {
-    /// It is stored: one receipt a stream.
-    Written(Vec<Receipt>),
-    /// Its command id is known. Nothing was written.
-    Repeated,
-}
-
-/// Why a batch was not written, or may not have been.
-#[derive(Debug)]
-pub(crate) enum Fault {
-    /// Another transaction won a stream or a command id: the same batch sees it when it is sent again.
-    Raced,
-    /// Another transaction waited for this one, and this one for it. Only the end of this one undoes that.
-    Deadlocked,
-    /// Another open transaction holds a stream of the batch.
-    Held,
-    /// Postgres refused the batch: nothing was written.
-    Refused(sqlx::Error),
-    /// The connection is lost, or silent: the batch may have been written.
-    Lost(sqlx::Error),
-}
-
-impl Fault {
-    fn of(error: sqlx::Error) -> Self {
-        let Some(refusal) = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
-        else {
-            return Self::Lost(error);
-        };
-        // The server ends the session, or all of them: it does not say on which side of the commit.
-        if matches!(refusal.severity(), PgSeverity::Fatal | PgSeverity::Panic) {
-            return Self::Lost(error);
-        }
-        match (refusal.code(), refusal.constraint()) {
-            ("23505", Some("events_stream_version_key" | "commands_command_id_key")) | ("40001", _) => Self::Raced,
-            ("40P01", _) => Self::Deadlocked,
-            ("55P03", _) => Self::Held,
-            _ => Self::Refused(error),
-        }
-    }
-
-    pub(crate) fn into_error(self, what: &'static str) -> StoreError {
-        let passing = |source| StoreError::Unavailable { what, source };
-        match self {
-            Self::Raced | Self::Deadlocked | Self::Held => passing(sqlx::Error::Protocol("another transaction holds the stream".into())),
-            Self::Refused(error) if is_position_taken(&error) => StoreError::Unfit(
-                "the sequence of positions stands below positions that are in use: stop the writers and open the store \
-                 again, which names the setval that cures it"
-                    .into(),
-            ),
-            Self::Refused(error) => StoreError::on(what)(error),
-            Self::Lost(error) => passing(error),
-        }
-    }
-}
-
-fn is_position_taken(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some_and(|error| error.constraint() == Some("events_position_key"))
-}
-
-/// Appends as one set of arrays, sorted by stream so that two batches never wait for each other in a circle.
-pub(crate) struct Batch<'w> {
-    works: Vec<&'w Work>,
-    /// (which work, which of its appends), in the order that is sent.
-    entries: Vec<(usize, usize)>,
-    appends: Vec<(&'w Work, &'w Append)>,
-}
-
-impl<'w> Batch<'w> {
-    pub(crate) fn new(works: impl IntoIterator<Item = &'w Work>) -> Self {
-        let works: Vec<_> = works.into_iter().collect();
-        let mut all: Vec<_> = works
-            .iter()
-            .copied()
-            .enumerate()
-            .flat_map(|(nth, work)| {
-                work.appends.iter().enumerate().map(move |(part, append)| (nth, part, work, append))
-            })
-            .collect();
-        all.sort_by(|a, b| a.3.stream.cmp(&b.3.stream));
-        Self {
-            works,
-            entries: all.iter().map(|&(nth, part, ..)| (nth, part)).collect(),
-            appends: all.into_iter().map(|(_, _, work, append)| (work, append)).collect(),
-        }
-    }
-
-    /// Sends the batch. Returns a row `(head, position, known)` an entry.
-    pub(crate) async fn send(&self, conn: &mut PgConnection, sql: &Sql) -> Result<Vec<PgRow>, Fault> {
-        let appends = &self.appends;
-        let column = |of: fn(&'w Work, &'w Append, bool) -> Option<&'w str>| -> Vec<Option<&'w str>> {
-            appends.iter().zip(&self.entries).map(|((work, append), entry)| of(work, append, entry.1 == 0)).collect()
-        };
-        let ids =
-            |of: fn(&Work) -> Option<Uuid>| -> Vec<Option<Uuid>> { appends.iter().map(|(work, _)| of(work)).collect() };
-        let first = |nth: usize| self.entries[nth].1 == 0;
-        let records: Vec<bool> = (0..appends.len()).map(|nth| first(nth) && appends[nth].0.record.is_some()).collect();
-        let bodies: Vec<Option<&[u8]>> = (0..appends.len())
-            .map(|nth| appends[nth].0.record.as_ref().filter(|_| first(nth)).and_then(|record| record.body.as_deref()))
-            .collect();
-        let events = || {
-            appends.iter().enumerate().flat_map(|(entry, (_, append))| {
-                append.events.iter().enumerate().map(move |(nth, event)| (entry as i32 + 1, nth as i32 + 1, event))
-            })
-        };
-        sqlx::query(sql.append_events.clone())
-            .bind(column(|_, append, _| Some(append.stream.as_str())))
-            .bind(appends.iter().map(|(_, append)| expected(append)).collect::<Vec<i64>>())
-            .bind(self.entries.iter().map(|&(work, _)| work as i32).collect::<Vec<i32>>())
-            .bind(appends.iter().map(|(_, append)| append.events.len() as i32).collect::<Vec<i32>>())
-            .bind(ids(|work| work.metadata.correlation_id))
-            .bind(ids(|work| work.metadata.causation_id))
-            .bind(ids(|work| work.record.as_ref().map(|record| record.command_id).or(work.metadata.command_id)))
-            .bind(column(|work, _, _| work.metadata.actor.as_deref()))
-            .bind(column(|work, _, _| work.metadata.traceparent.as_deref()))
-            .bind(records)
-            .bind(bodies)
-            .bind(events().map(|(entry, ..)| entry).collect::<Vec<i32>>())
-            .bind(events().map(|(_, ordinal, _)| ordinal).collect::<Vec<i32>>())
-            .bind(events().map(|(.., event)| event.event_id).collect::<Vec<Uuid>>())
-            .bind(events().map(|(.., event)| &*event.event_type).collect::<Vec<&str>>())
-            .bind(events().map(|(.., event)| event.schema_version as i16).collect::<Vec<i16>>())
-            .bind(events().map(|(.., event)| event.payload.as_str()).collect::<Vec<&str>>())
-            .fetch_all(conn)
-            .await
-            .map_err(Fault::of)
-    }
-
-    /// What each work led to, from the rows of [`Batch::send`].
-    pub(crate) fn outcomes(&self, rows: &[PgRow]) -> Vec<Result<Appended, StoreError>> {
-        let receipts = |work: &&Work| Ok(Appended::Written(vec![Receipt::default(); work.appends.len()]));
-        let mut outcomes: Vec<Result<Appended, StoreError>> = self.works.iter().map(receipts).collect();
-        // As the callers named their streams: the first that is not as expected decides.
-        let mut order: Vec<usize> = (0..self.entries.len()).collect();
-        order.sort_unstable_by_key(|&nth| self.entries[nth]);
-        for nth in order {
-            let ((work, part), (_, append), row) = (self.entries[nth], self.appends[nth], &rows[nth]);
-            let Ok(Appended::Written(receipts)) = &mut outcomes[work] else { continue };
-            let head: i64 = row.get(0);
-            if row.get(2) {
-                outcomes[work] = Ok(Appended::Repeated);
-            } else if expected(append) >= 0 && expected(append) != head {
-                let (stream, actual) = (append.stream.clone(), Version::new(head));
-                outcomes[work] = Err(StoreError::Conflict { stream, expected: append.expected, actual });
-            } else {
-                let position = row.get::<Option<i64>, _>(1).unwrap_or(0);
-                receipts[part] = Receipt {
-                    version: Version::new(head).plus(append.events.len()),
-                    position: Position::new(position),
-                    appended: append.events.len(),
-                };
-            }
-        }
-        outcomes
-    }
-}
-
-/// The expected version as the statement takes it.
-fn expected(append: &Append) -> i64 {
-    match append.expected {
-        ExpectedVersion::Exact(version) => version.get(),
-        ExpectedVersion::NoStream => 0,
-        ExpectedVersion::Any => -1,
-    }
-}
+/// How long the rest of a batch waits for locks, one by one, after one of it turned out to be held.
+const SHORT_LOCK_DEADLINE: Duration = Duration::from_millis(5);
+/// How long an append to a held stream waits for the lock before the next one has its turn.
+const TURN: Duration = Duration::from_millis(500);
+/// Postgres stops waiting this much before the caller does, who then hears that nothing was written.
+const MARGIN: Duration = Duration::from_millis(250);
 
 /// Which server process runs an append: what has to be gone before "not written" is certain.
 #[derive(Debug, Clone, Copy)]
@@ -195,19 +36,20 @@ pub(crate) struct Backend {
 }
 
 /// How long a statement may run that may wait `lock_deadline` for a lock: of the two, the lock's own limit ends it.
-pub(crate) fn statement_deadline(inner: &Inner, lock_deadline: Duration) -> Duration {
+fn statement_deadline(inner: &Inner, lock_deadline: Duration) -> Duration {
     inner.config.statement_deadline.max(lock_deadline + Duration::from_secs(1))
 }
 
 /// A connection of the appender, and the backend behind it.
-pub(crate) struct Line {
-    pub(crate) conn: PgConnection,
-    pub(crate) backend: Backend,
+struct Line {
+    conn: PgConnection,
+    backend: Backend,
+    lock_deadline: Duration,
 }
 
 impl Line {
     /// Connects, and settles everything that appends need of a session.
-    pub(crate) async fn open(inner: &Inner, lock_deadline: impl Fn() -> Duration) -> Result<Self, StoreError> {
+    async fn open(inner: &Inner, lock_deadline: impl Fn() -> Duration) -> Result<Self, StoreError> {
         let mut conn = connect(&inner.options, inner.config.connect_deadline).await?;
         let what = "prepare a connection for appends";
         let lock_deadline = lock_deadline();
@@ -215,7 +57,7 @@ impl Line {
             .bind(lock_deadline.as_millis().to_string())
             .bind(statement_deadline(inner, lock_deadline).as_millis().to_string())
             .fetch_one(&mut conn);
-        let row = super::within(inner.config.connect_deadline, what, preparing).await?.map_err(StoreError::on(what))?;
+        let row = within(inner.config.connect_deadline, what, preparing).await?.map_err(StoreError::on(what))?;
         let started: Option<DateTime<Utc>> = row.try_get(1).map_err(StoreError::on(what))?;
         let Some(started) = started else {
             return Err(StoreError::Unfit(
@@ -225,6 +67,236 @@ impl Line {
             ));
         };
         let backend = Backend { pid: row.get(0), started };
-        Ok(Self { conn, backend })
+        Ok(Self { conn, backend, lock_deadline })
     }
+
+    /// Waits for locks at most this long from now on.
+    async fn set_lock_deadline(&mut self, inner: &Inner, lock_deadline: Duration) -> Result<(), StoreError> {
+        let what = "set how long an append waits for locks";
+        let setting = sqlx::query(inner.sql.set_lock_deadline.clone())
+            .bind(lock_deadline.as_millis().to_string())
+            .execute(&mut self.conn);
+        within(inner.config.connect_deadline, what, setting).await?.map_err(StoreError::on(what))?;
+        self.lock_deadline = lock_deadline;
+        Ok(())
+    }
+}
+
+/// A connection that writes batches, one after the other. It connects when it has something to write.
+#[derive(Default)]
+pub(super) struct Lane {
+    line: Option<Line>,
+}
+
+impl Lane {
+    /// Writes `batch` and answers every caller, but those whose streams another transaction holds: these come back.
+    pub(super) async fn write(
+        mut self,
+        inner: &Inner,
+        batch: Vec<Request>,
+        appended: &watch::Sender<()>,
+    ) -> (Self, Vec<Request>) {
+        let mut held = Vec::new();
+        let mut lock_deadline = inner.config.lock_deadline;
+        let mut parts = vec![(batch, false)];
+        while let Some((part, raced)) = parts.pop() {
+            match send(&mut self.line, inner, part, || lock_deadline).await {
+                Sent::Answered => appended.send_replace(()),
+                Sent::Again(part) => parts.push((part, raced)),
+                // Whoever won has committed, so the same statement mostly gets through. If it does not, somebody writes
+                // to the same streams all the time: the smaller the part, the fewer wait for that.
+                Sent::Raced(mut part) if raced && part.len() > 1 => {
+                    let half = part.split_off(part.len() / 2);
+                    parts.extend([(half, true), (part, true)]);
+                }
+                Sent::Raced(part) => parts.push((part, true)),
+                Sent::Held(mut part) if part.len() == 1 => {
+                    held.append(&mut part);
+                    // The rest of the batch has waited long enough.
+                    lock_deadline = lock_deadline.min(SHORT_LOCK_DEADLINE);
+                }
+                // Which stream is held, the server does not say: one by one, the others get through at once.
+                Sent::Held(part) | Sent::Refused(part) => {
+                    parts.extend(part.into_iter().map(|request| (vec![request], false)));
+                }
+            }
+        }
+        (self, held)
+    }
+}
+
+/// Gives an append whose stream another transaction holds one turn: waits for that transaction, beside the lanes.
+///
+/// Returns the append if that was not enough. It goes behind the others that wait so, or a few streams that are held for
+/// long would keep out one that is soon free.
+pub(super) async fn write_held(inner: &Inner, request: Request, appended: &watch::Sender<()>) -> Option<Request> {
+    let end = request.deadline - MARGIN;
+    let turn_end = end.min(Instant::now() + TURN);
+    let left = || turn_end.saturating_duration_since(Instant::now()).max(Duration::from_millis(10));
+    let mut part = vec![request];
+    while Instant::now() < turn_end {
+        // A connection of its own each time, for its wait for the lock is settled when it is opened.
+        match send(&mut None, inner, part, left).await {
+            Sent::Answered => {
+                appended.send_replace(());
+                return None;
+            }
+            Sent::Again(again) | Sent::Raced(again) | Sent::Refused(again) => part = again,
+            Sent::Held(held) => {
+                part = held;
+                break;
+            }
+        }
+    }
+    let request = part.pop()?;
+    if Instant::now() < end {
+        return Some(request);
+    }
+    let after = request.limit;
+    request.answer(Err(StoreError::Timeout { what: "wait for a stream that another transaction holds", after }));
+    None
+}
+
+/// What one round trip led to.
+enum Sent {
+    /// Every caller has its answer.
+    Answered,
+    /// To be sent again as it is: nothing of it was written.
+    Again(Vec<Request>),
+    /// Another transaction was faster on one of the streams: nothing was written.
+    Raced(Vec<Request>),
+    /// Another transaction holds one of the streams: nothing was written.
+    Held(Vec<Request>),
+    /// Postgres refused the statement for one of several appends: nothing was written.
+    Refused(Vec<Request>),
+}
+
+/// Sends `part` on `line`, which is opened if it is not: with a wait for locks of at most `lock_deadline`.
+async fn send(
+    line: &mut Option<Line>,
+    inner: &Inner,
+    part: Vec<Request>,
+    lock_deadline: impl Fn() -> Duration,
+) -> Sent {
+    match line {
+        None => match Line::open(inner, &lock_deadline).await {
+            Ok(opened) => *line = Some(opened),
+            Err(error) => return wait_for_server(part, error).await,
+        },
+        Some(open) if open.lock_deadline != lock_deadline() => {
+            if let Err(error) = open.set_lock_deadline(inner, lock_deadline()).await {
+                tracing::warn!(%error, "an append connects again");
+                *line = None;
+                return Sent::Again(part);
+            }
+        }
+        Some(_) => {}
+    }
+    let Some(open) = line else { return again(part) };
+    // Whoever gave up while this was waiting has been told that nothing was written: so nothing is.
+    let part: Vec<Request> = part
+        .into_iter()
+        .filter(|request| request.state.compare_exchange(WAITING, SENT, Ordering::AcqRel, Ordering::Acquire).is_ok())
+        .collect();
+    if part.is_empty() {
+        return Sent::Answered;
+    }
+    let batch = Batch::new(part.iter().map(|request| &request.work));
+    let silence = statement_deadline(inner, lock_deadline()) + Duration::from_secs(1);
+    let result = match timeout(silence, batch.send(&mut open.conn, &inner.sql)).await {
+        Ok(result) => result,
+        Err(_) => Err(Fault::Lost(sqlx::Error::Protocol("the server is silent".into()))),
+    };
+    match result {
+        Ok(rows) => {
+            let outcomes = batch.outcomes(&rows);
+            part.into_iter().zip(outcomes).for_each(|(request, outcome)| request.answer(outcome));
+            Sent::Answered
+        }
+        Err(Fault::Raced | Fault::Deadlocked) => again_as(Sent::Raced, part),
+        Err(Fault::Held) => again_as(Sent::Held, part),
+        Err(Fault::Refused(_)) if part.len() > 1 => again_as(Sent::Refused, part),
+        Err(Fault::Refused(error)) => {
+            let mut error = Some(error);
+            for request in part {
+                if let Some(error) = error.take() {
+                    request.answer(Err(Fault::Refused(error).into_error("append")));
+                }
+            }
+            Sent::Answered
+        }
+        Err(Fault::Lost(error)) => {
+            tracing::warn!(%error, appends = part.len(), "lost the answer to an append; looking for it");
+            let backend = open.backend;
+            *line = None;
+            settle_all(inner, backend, part).await
+        }
+    }
+}
+
+/// Answers what turned out to be written; the rest is certainly not, and is sent again.
+async fn settle_all(inner: &Inner, backend: Backend, part: Vec<Request>) -> Sent {
+    let deadline = part.iter().map(|request| request.deadline).max().unwrap_or_else(Instant::now);
+    let works: Vec<_> = part.iter().map(|request| &request.work).collect();
+    match settle(inner, backend, &works, deadline).await {
+        Settled::Known(outcomes) => {
+            let mut rest = Vec::new();
+            for (request, outcome) in part.into_iter().zip(outcomes) {
+                match outcome {
+                    Some(appended) => request.answer(Ok(appended)),
+                    None => rest.push(request),
+                }
+            }
+            again(rest)
+        }
+        Settled::Unknown => {
+            for request in part {
+                let (stream, event_ids) = (request.work.appends[0].stream.clone(), request.work.event_ids());
+                request.answer(Err(StoreError::UnknownOutcome { stream, event_ids }));
+            }
+            Sent::Answered
+        }
+    }
+}
+
+/// Makes `part`, of which nothing was written, ready to be sent again; whoever is out of time is told so.
+fn again(part: Vec<Request>) -> Sent {
+    again_as(Sent::Again, part)
+}
+
+fn again_as(sent: fn(Vec<Request>) -> Sent, part: Vec<Request>) -> Sent {
+    let mut rest = Vec::with_capacity(part.len());
+    for request in part {
+        if request.deadline <= Instant::now() {
+            let after = request.limit;
+            request.answer(Err(StoreError::Timeout { what: "append", after }));
+        } else {
+            request.state.store(WAITING, Ordering::Release);
+            rest.push(request);
+        }
+    }
+    if rest.is_empty() { Sent::Answered } else { sent(rest) }
+}
+
+/// The server cannot be reached: a moment's pause, unless waiting cannot help or there is no time left for it.
+async fn wait_for_server(part: Vec<Request>, error: StoreError) -> Sent {
+    const PAUSE: Duration = Duration::from_millis(100);
+    let hopeless = !error.is_retryable();
+    let mut error = Some(error);
+    let mut rest = Vec::with_capacity(part.len());
+    for request in part {
+        if !hopeless && request.deadline > Instant::now() + PAUSE * 2 {
+            rest.push(request);
+        } else if let Some(error) = error.take() {
+            request.answer(Err(error));
+        } else {
+            let source = sqlx::Error::Protocol("the server cannot be reached".into());
+            request.answer(Err(StoreError::Unavailable { what: "connect", source }));
+        }
+    }
+    if rest.is_empty() {
+        return Sent::Answered;
+    }
+    sleep(PAUSE).await;
+    Sent::Again(rest)
 }

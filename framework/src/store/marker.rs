@@ -54,14 +54,9 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, Row};
+use sqlx::{PgConnection, Row, postgres::PgRow};
 
-use crate::{
-    Position,
-    error::StoreError,
-    sql::Sql,
-    store::{Annals, within},
-};
+use crate::{Position, error::StoreError, sql::Sql, store::Annals};
 
 /// How far the log is final, at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,19 +85,26 @@ pub struct Holder {
     pub query: String,
 }
 
+const READ_SAFE_POSITION: &str = "read the safe position";
+
 /// Reads the horizon. The caller reads rows in a later statement only.
 pub(crate) async fn horizon(conn: &mut PgConnection, sql: &Sql) -> Result<Horizon, StoreError> {
-    let what = "read the safe position";
-    let row = sqlx::query(sql.read_safe_position.clone()).fetch_one(conn).await.map_err(StoreError::on(what))?;
-    if row.get("in_recovery") {
-        return Err(StoreError::Unfit(
-            "this server is a standby, where the writers' markers cannot be seen: let readers connect to the primary"
-                .into(),
-        ));
+    let reading = sqlx::query(sql.read_safe_position.clone()).fetch_one(conn);
+    Horizon::of(&reading.await.map_err(StoreError::on(READ_SAFE_POSITION))?)
+}
+
+impl Horizon {
+    fn of(row: &PgRow) -> Result<Self, StoreError> {
+        if row.get("in_recovery") {
+            return Err(StoreError::Unfit(
+                "this server is a standby, where the writers' markers cannot be seen: let readers connect to the primary"
+                    .into(),
+            ));
+        }
+        let drawn: i64 = row.get("bound");
+        let marker: Option<i64> = row.get("marker");
+        Ok(Self { safe: Position::new(marker.map_or(drawn, |marker| marker.min(drawn))), drawn: Position::new(drawn) })
     }
-    let drawn: i64 = row.get("bound");
-    let marker: Option<i64> = row.get("marker");
-    Ok(Horizon { safe: Position::new(marker.map_or(drawn, |marker| marker.min(drawn))), drawn: Position::new(drawn) })
 }
 
 /// Checks what the rule needs of the database.
@@ -119,9 +121,15 @@ impl Annals {
     /// # Errors
     /// As any read: [`StoreError::Unavailable`], [`StoreError::Timeout`].
     pub async fn horizon(&self) -> Result<Horizon, StoreError> {
-        let mut conn = self.inner.reads.acquire().await.map_err(StoreError::on("read the safe position"))?;
-        let reading = horizon(&mut conn, &self.inner.sql);
-        within(self.inner.config.read_deadline, "read the safe position", reading).await?
+        let sql = self.inner.sql.read_safe_position.clone();
+        let row = self
+            .inner
+            .read(READ_SAFE_POSITION, |mut conn| {
+                let sql = sql.clone();
+                async move { sqlx::query(sql).fetch_one(&mut *conn).await }
+            })
+            .await?;
+        Horizon::of(&row)
     }
 
     /// The transactions that hold the safe position back, lowest first. Empty when every append has ended.

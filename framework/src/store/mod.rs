@@ -2,6 +2,8 @@
 
 mod append;
 mod appender;
+mod batch;
+mod dispatcher;
 mod doctor;
 mod lane;
 mod marker;
@@ -9,7 +11,13 @@ mod migrate;
 mod outcome;
 mod read;
 
-use std::{future::Future, ops::ControlFlow, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    ops::ControlFlow,
+    str::FromStr,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use sqlx::{
     ConnectOptions, Connection, PgConnection, PgPool, Row,
@@ -26,7 +34,7 @@ pub use self::{
 pub(crate) use self::{
     append::{CommandRecord, Work},
     appender::Appender,
-    lane::Appended,
+    batch::Appended,
     marker::horizon,
     read::recorded,
 };
@@ -56,6 +64,8 @@ pub(crate) struct Inner {
     pub(crate) followers: PgPool,
     users: PgPool,
     pub(crate) appender: Appender,
+    /// How long the events of the last full pages were, on average: a guess for the next page.
+    event_bytes: AtomicUsize,
 }
 
 impl Annals {
@@ -104,6 +114,7 @@ impl Annals {
             users: users
                 .unwrap_or_else(|| pool(&config, &sql, config.user_connections).connect_lazy_with(options.clone())),
             appender: Appender::start(&config, inner.clone()),
+            event_bytes: AtomicUsize::new(0),
             options,
             sql,
             name,

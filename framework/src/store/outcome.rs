@@ -15,8 +15,9 @@ use crate::{
     store::{
         Inner,
         append::Work,
+        batch::{Appended, expected},
         connect,
-        lane::{Appended, Backend},
+        lane::Backend,
         within,
     },
 };
@@ -74,8 +75,14 @@ async fn is_gone(conn: &mut PgConnection, inner: &Inner, backend: Backend) -> Re
 
 /// The receipts of `work` if it is stored. An append is all or nothing, so its first event stands for all of it.
 async fn find(conn: &mut PgConnection, inner: &Inner, work: &Work) -> Result<Option<Appended>, sqlx::Error> {
-    let mut receipts = Vec::with_capacity(work.appends.len());
-    for append in &work.appends {
+    // An append without events leaves nothing to find, and is harmless to repeat.
+    if work.events() == 0 {
+        return Ok(None);
+    }
+    let mut receipts = vec![Receipt::default(); work.appends.len()];
+    let mut first = i64::MAX;
+    let parts = || work.appends.iter().enumerate();
+    for (nth, append) in parts().filter(|(_, append)| !append.events.is_empty()) {
         let ids: Vec<_> = append.events.iter().map(|event| event.event_id).collect();
         let rows = sqlx::query(inner.sql.find_append.clone())
             .bind(append.stream.as_str())
@@ -85,10 +92,29 @@ async fn find(conn: &mut PgConnection, inner: &Inner, work: &Work) -> Result<Opt
         if rows.len() < ids.len() {
             return Ok(None);
         }
-        let last = |column: &str| rows.iter().map(|row| row.get::<i64, _>(column)).max().unwrap_or(0);
-        let (version, position) = (Version::new(last("version")), Position::new(last("position")));
-        receipts.push(Receipt { version, position, appended: ids.len() });
+        let column = |name: &str| rows.iter().map(|row| row.get::<i64, _>(name)).collect::<Vec<_>>();
+        let (versions, positions) = (column("version"), column("position"));
+        let last = |column: &[i64]| column.iter().copied().max().unwrap_or(0);
+        first = positions.iter().copied().fold(first, i64::min);
+        let (version, position) = (Version::new(last(&versions)), Position::new(last(&positions)));
+        receipts[nth] = Receipt { version, position, appended: ids.len() };
     }
-    // An append without events leaves nothing to find, and is harmless to repeat.
-    if work.event_ids().is_empty() { Ok(None) } else { Ok(Some(Appended::Written(receipts))) }
+    // What was only checked stood where it was expected, before the first of these events.
+    for (nth, append) in parts().filter(|(_, append)| append.events.is_empty()) {
+        let expected = match expected(append) {
+            any if any < 0 => i64::MAX,
+            version => version,
+        };
+        let row = sqlx::query(inner.sql.read_standing.clone())
+            .bind(append.stream.as_str())
+            .bind(expected)
+            .bind(first - 1)
+            .fetch_optional(&mut *conn)
+            .await?;
+        if let Some(row) = row {
+            let (version, position) = (Version::new(row.get("version")), Position::new(row.get("position")));
+            receipts[nth] = Receipt { version, position, appended: 0 };
+        }
+    }
+    Ok(Some(Appended::Written(receipts)))
 }

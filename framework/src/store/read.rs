@@ -1,13 +1,20 @@
 //! Reading streams and the log: a page at a time, or as a `Stream` in bounded memory.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use chrono::{DateTime, Utc};
 use futures::{Stream, TryStreamExt, stream};
 use sqlx::{Executor, PgConnection, Row, postgres::PgRow};
+use uuid::Uuid;
 
 use crate::{
-    Metadata, Payload, Position, Recorded, StreamId, Version,
+    InvalidInput, Metadata, Payload, Position, Recorded, StreamId, Version,
     error::StoreError,
     store::{Annals, Inner},
 };
@@ -17,8 +24,10 @@ const SCAN: i64 = 100_000;
 /// What one page takes at most, in events and in payload bytes.
 const PAGE_EVENTS: usize = 1_000;
 const PAGE_BYTES: usize = 2 << 20;
-/// What a page asks for first. How long these events are says how many more it has room for: Postgres sends everything
-/// that was asked for, read or not.
+/// How many events are looked for at once.
+const FIND_EVENTS: usize = 100;
+/// What a page asks for first, or less if the events of the last full pages were long ([`Inner::event_bytes`]). How long
+/// these events are says how many more it has room for: Postgres sends everything that was asked for, read or not.
 const FIRST_CHUNK: usize = 64;
 
 /// Which events of a stream to read. The default is all of them, oldest first.
@@ -88,12 +97,12 @@ impl Annals {
         let sql = &self.inner.sql;
         let sql = if read.backwards { &sql.read_stream_backwards } else { &sql.read_stream_forwards };
         let limit = limit.clamp(1, PAGE_EVENTS);
-        let rows = self
-            .inner
+        let inner = &self.inner;
+        let rows = inner
             .read("read a stream", |mut conn| {
                 let (sql, stream) = (sql.clone(), stream.clone());
                 async move {
-                    fetch_page(&mut conn, limit, |last, limit| {
+                    fetch_page(&mut conn, &inner.event_bytes, limit, |last, limit| {
                         let read = last.map_or(read, |last| read.behind(last.version));
                         sqlx::query(sql.clone())
                             .bind(stream.as_str().to_owned())
@@ -135,6 +144,39 @@ impl Annals {
         let up_to = read.up_to.map_or(safe, |up_to| up_to.min(safe));
         let page = self.read_final(&read, up_to, limit).await?;
         Ok(Page { next: page.next.map(|after| ReadLog { after, ..read }), events: page.events })
+    }
+
+    /// Finds events by their ids, in position order: up to 100 at once, and those above the safe position too.
+    ///
+    /// For a [`StoreError::UnknownOutcome`], of whose events all are stored or none: one of its ids answers for all. What is
+    /// not there may still come while that append's connection lives, at most for [`Config::statement_deadline`].
+    ///
+    /// There is no index of single ids. Each costs a look at the summary of every 16 pages of the log, which is quick for a
+    /// few ids and a log of any size, and no way to read many events.
+    ///
+    /// [`Config::statement_deadline`]: crate::Config::statement_deadline
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::Timeout`]; [`StoreError::Invalid`] for more than 100 ids.
+    pub async fn find_events(&self, event_ids: &[Uuid]) -> Result<Vec<Recorded<Payload>>, StoreError> {
+        if event_ids.len() > FIND_EVENTS {
+            let refusal = format!(
+                "find_events takes at most {FIND_EVENTS} ids, not {}: of one append all events are stored or none, so one \
+                 of its ids answers for all",
+                event_ids.len()
+            );
+            return Err(InvalidInput::Other(refusal).into());
+        }
+        let sql = &self.inner.sql.find_events;
+        let finding = |mut conn: sqlx::pool::PoolConnection<sqlx::Postgres>| {
+            let (sql, event_ids) = (sql.clone(), event_ids.to_vec());
+            async move {
+                let rows = sqlx::query(sql).bind(event_ids).fetch_all(&mut *conn).await?;
+                let mut last_type = None;
+                rows.iter().map(|row| recorded(row, &mut last_type)).collect()
+            }
+        };
+        self.inner.read("find events by id", finding).await
     }
 
     /// One page of the log up to `up_to`, which the caller knows to be final.
@@ -179,7 +221,7 @@ impl Inner {
         let filtered = !read.event_types.is_empty() || !read.categories.is_empty();
         let end = if filtered { up_to.min(Position::new(read.after.get().saturating_add(SCAN))) } else { up_to };
         let some = |list: &[String]| if list.is_empty() { None } else { Some(list.to_vec()) };
-        let page = fetch_page(conn, limit, |last, limit| {
+        let page = fetch_page(conn, &self.event_bytes, limit, |last, limit| {
             sqlx::query(self.sql.read_log.clone())
                 .bind(last.map_or(read.after, |last| last.position).get())
                 .bind(end.get())
@@ -223,14 +265,17 @@ type Query = sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArgum
 /// Fetches up to `limit` events, chunk by chunk until the page is full. `query` asks for the events behind the last one.
 async fn fetch_page(
     conn: &mut PgConnection,
+    event_bytes: &AtomicUsize,
     limit: usize,
     query: impl Fn(Option<&Recorded<Payload>>, usize) -> Query,
 ) -> Result<Rows, sqlx::Error> {
+    let before = event_bytes.load(Ordering::Relaxed);
+    let first_chunk = FIRST_CHUNK.min(PAGE_BYTES / before.max(1) + 1);
     let (mut events, mut bytes) = (Vec::new(), 0);
     let mut last_type: Option<Arc<str>> = None;
     while events.len() < limit && bytes < PAGE_BYTES {
         let room =
-            if events.is_empty() { FIRST_CHUNK } else { (PAGE_BYTES - bytes) / (bytes / events.len()).max(1) + 1 };
+            if events.is_empty() { first_chunk } else { (PAGE_BYTES - bytes) / (bytes / events.len()).max(1) + 1 };
         let (chunk, known) = (room.min(limit - events.len()), events.len());
         let mut rows = conn.fetch(query(events.last(), chunk));
         while let Some(row) = rows.try_next().await? {
@@ -246,6 +291,8 @@ async fn fetch_page(
             return Ok(Rows { events, cut: false });
         }
     }
+    // Only a full page says something. Reads of short events in between do not let it be forgotten at once.
+    event_bytes.store((bytes / events.len().max(1)).max(before / 2), Ordering::Relaxed);
     Ok(Rows { events, cut: true })
 }
 

@@ -257,6 +257,12 @@ impl<F: Follower> Runner<F> {
         }
         let turns = self.turns.clone();
         let _turn = turns.acquire().await;
+        // That may have taken long: what was known of the log before holds no more if the tail has lost its connection.
+        let frontier = *self.frontier.borrow();
+        if !frontier.connected || frontier.epoch != at.epoch {
+            self.forget(place);
+            return Ok(());
+        }
         let Found { events, last, all } = self.find(at.epoch, at.read, frontier.last, *limit).await?;
         // The window may have grown past the frontier meanwhile: what it holds is final.
         let last = last.unwrap_or(at.read);

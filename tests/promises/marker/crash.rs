@@ -30,7 +30,7 @@ use crate::{
 async fn an_append_in_a_transaction_that_is_left_idle_is_ended_and_readers_go_on() {
     let database = database().await;
     let mut config = Config::new(database.url());
-    config.transaction_deadline = Duration::from_millis(500);
+    config.transaction_deadline = Duration::from_secs(5);
     let store = Annals::connect(config).await.unwrap();
     let app = store.app().aggregate::<Order>().view::<Spend>().start().await.unwrap();
     let mut conn = connect(database.url()).await;
