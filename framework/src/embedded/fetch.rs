@@ -131,9 +131,7 @@ fn pack(name: &str, work: &Path) -> Result<PathBuf, Failure> {
 }
 
 fn check(archive: &Path, checksum: &str) -> Result<(), Failure> {
-    let mut hash = Sha512::new();
-    io::copy(&mut fs::File::open(archive)?, &mut hash)?;
-    let actual: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let actual: String = Sha512::digest(fs::read(archive)?).iter().map(|byte| format!("{byte:02x}")).collect();
     if actual == checksum {
         return Ok(());
     }

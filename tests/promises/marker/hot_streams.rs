@@ -146,9 +146,12 @@ async fn followers_miss_nothing_on_hot_streams_while_unrelated_transactions_stay
     let app = store.app().aggregate::<Order>().view::<Spend>().projector(Witness).start().await.unwrap();
     let (account, ended) = (Arc::new(Account::default()), Arc::new(AtomicBool::new(false)));
 
+    let mut seen = Seen::default();
+    // Connected before the writers are, or a slow machine gives it its first look when they are done.
+    seen.read_up_to_horizon(&store).await;
     let reader = tokio::spawn({
         let (store, ended) = (store.clone(), ended.clone());
-        async move { Seen::default().follow(&store, false, &ended, |_| ()).await }
+        async move { seen.follow(&store, false, &ended, |_| ()).await }
     });
     let end = Instant::now() + time;
     let writers = (0..WRITERS).map(|nth| tokio::spawn(write(store.clone(), account.clone(), nth, end)));
