@@ -47,22 +47,26 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
     let stop = signals::stop()?;
     let data_dir = &cli.data_dir;
     match cli.command {
-        None => in_shop(data_dir, async |shop| tour::run(shop, &stop).await).await?,
+        None => in_shop(data_dir, &stop, async |shop| tour::run(shop, &stop).await.map(|()| ExitCode::SUCCESS)).await,
         Some(Command::Report { json }) => {
-            in_shop(data_dir, async |shop| until(&stop, report(shop, json)).await).await?
+            in_shop(data_dir, &stop, async |shop| until(&stop, report(shop, json)).await.map(|_| ExitCode::SUCCESS))
+                .await
         }
         Some(Command::Import { file, json, rejections }) => {
             let source = Source::open(&file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
             let import = Import::open(source, rejections.as_deref())?;
-            return in_shop(data_dir, async |shop| self::import(shop, import, json, &stop).await).await;
+            in_shop(data_dir, &stop, async |shop| self::import(shop, import, json, &stop).await).await
         }
     }
-    Ok(ExitCode::SUCCESS)
 }
 
-/// Opens the shop for `work`, and closes it in good order whatever comes of it.
-async fn in_shop<T>(data_dir: &Path, work: impl AsyncFnOnce(&Shop) -> Result<T, BoxError>) -> Result<T, BoxError> {
-    let shop = Shop::open(data_dir).await?;
+/// Opens the shop for `work`, and closes it in good order whatever comes of it. A stop before it is open is an end, too.
+async fn in_shop(
+    data_dir: &Path,
+    stop: &CancellationToken,
+    work: impl AsyncFnOnce(&Shop) -> Result<ExitCode, BoxError>,
+) -> Result<ExitCode, BoxError> {
+    let Some(shop) = until(stop, Shop::open(data_dir)).await? else { return Ok(ExitCode::SUCCESS) };
     let outcome = work(&shop).await;
     shop.close().await?;
     outcome

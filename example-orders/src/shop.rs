@@ -19,7 +19,8 @@ pub(crate) struct Shop {
 }
 
 impl Shop {
-    /// Opens the shop on the database of `DATABASE_URL`, or on a private server in `data_dir`.
+    /// Opens the shop on the database of `DATABASE_URL`, or on a private server in `data_dir`. Dropped half-way, it
+    /// leaves no server behind.
     ///
     /// # Errors
     /// There is no server, or it cannot be used; each error says what to do.

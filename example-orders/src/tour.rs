@@ -40,7 +40,7 @@ pub(crate) async fn run(shop: &Shop, stop: &CancellationToken) -> Result<(), Box
         Ending::Complete | Ending::EndsEarly { .. } => {}
     }
 
-    until(stop, show(&shop.app)).await
+    until(stop, show(&shop.app)).await.map(drop)
 }
 
 /// Everything but the import: short, and safe to leave at any moment.

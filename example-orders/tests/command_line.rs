@@ -3,20 +3,31 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
+    io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
     path::PathBuf,
-    process::{Command, Output},
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
 };
 
 use annals::testing::{TestDatabase, database};
 
 const SAMPLE: &str = include_str!("../data/orders-sample.csv");
 
+/// A path in the system's temp folder that no other test has.
+fn temporary(name: &str) -> PathBuf {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("{}-{next}-{name}", std::process::id()))
+}
+
 /// A file that goes with the test.
 struct File(PathBuf);
 
 impl File {
     fn new(name: &str, text: &[u8]) -> Self {
-        let path = std::env::temp_dir().join(format!("{name}-{}.csv", std::process::id()));
+        let path = temporary(&format!("{name}.csv"));
         std::fs::write(&path, text).unwrap();
         Self(path)
     }
@@ -142,26 +153,31 @@ fn eightfold() -> File {
     File::new("eightfold", lines.join("\n").as_bytes())
 }
 
-/// Starts an import and, once some orders are stored, sends it `signal`. Returns its exit code, and what it printed last.
-async fn interrupt(database: &TestDatabase, file: &File, signal: &str) -> (Option<i32>, String) {
-    let import = Command::new(env!("CARGO_BIN_EXE_example-orders"))
-        .args(["import", file.path(), "--json"])
-        .env("DATABASE_URL", database.url())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let pool = database.pool().await;
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+/// Starts an import into the database at `url`.
+fn start_import(url: &str, file: &File) -> Child {
+    let mut import = Command::new(env!("CARGO_BIN_EXE_example-orders"));
+    import.args(["import", file.path(), "--json"]).env("DATABASE_URL", url);
+    import.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits until so many orders are stored.
+async fn wait_for_orders(pool: &sqlx::PgPool, orders: i64) {
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let stored = "select count(*) from annals.events";
-        if sqlx::query_scalar::<_, i64>(stored).fetch_one(&pool).await.is_ok_and(|stored| stored >= 500) {
-            break;
+        if sqlx::query_scalar::<_, i64>(stored).fetch_one(pool).await.is_ok_and(|stored| stored >= orders) {
+            return;
         }
-        assert!(std::time::Instant::now() < deadline, "the import stores nothing");
+        assert!(Instant::now() < deadline, "the import stores nothing");
         tokio::task::yield_now().await;
     }
-    Command::new("kill").args([signal, &import.id().to_string()]).status().unwrap();
+}
+
+/// Starts an import and, once some orders are stored, sends it `signal`. Returns its exit code, and what it printed last.
+async fn interrupt(database: &TestDatabase, file: &File, name: &str) -> (Option<i32>, String) {
+    let import = start_import(database.url(), file);
+    wait_for_orders(&database.pool().await, 500).await;
+    signal(import.id(), name);
     answer(&import.wait_with_output().unwrap())
 }
 
@@ -199,4 +215,93 @@ async fn an_import_that_is_told_to_stop_drains_and_is_completed_by_the_next() {
     assert_eq!(code, Some(0));
     assert!(json.starts_with("{\"orders_accepted\":"), "{json}");
     completes(&database, &file).await;
+}
+
+/// A folder in the system's temp folder, gone with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = temporary(name);
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn signal(pid: u32, name: &str) {
+    assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in a minute: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Starts the program on a machine without Postgres, whose npm does not end, and waits for that npm.
+fn fetching(folder: &Folder) -> (Child, u32) {
+    let (npm_file, pid_file) = (folder.0.join("npm"), folder.0.join("npm.pid"));
+    std::fs::write(
+        &npm_file,
+        format!("#!/bin/sh\necho $$ > {0}.new; mv {0}.new {0}\nwhile :; do sleep 1; done\n", pid_file.display()),
+    )
+    .unwrap();
+    std::fs::set_permissions(&npm_file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = Command::new(env!("CARGO_BIN_EXE_example-orders"))
+        .args(["report", "--data-dir"])
+        .arg(folder.0.join("data"))
+        .env_remove("DATABASE_URL")
+        .env("PG_BIN", "/nowhere")
+        .env("PATH", format!("{}:{}", folder.0.display(), std::env::var("PATH").unwrap()))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("npm runs", || pid_file.exists());
+    (program, std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap())
+}
+
+fn is_running(pid: u32) -> bool {
+    let state = Command::new("ps").args(["-o", "stat=", "-p", &pid.to_string()]).output().unwrap().stdout;
+    !state.is_empty() && !state.starts_with(b"Z")
+}
+
+#[test]
+fn a_start_that_is_told_to_stop_ends_in_order_and_leaves_no_process() {
+    let folder = Folder::new("stopped-start");
+    let (program, npm) = fetching(&folder);
+
+    signal(program.id(), "-TERM");
+    let output = program.wait_with_output().unwrap();
+
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert!(errors(&output).contains("stopped"), "{}", errors(&output));
+    wait_until("npm is gone", || !is_running(npm));
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once_and_says_so() {
+    let (server, file) = (annals::testing::server().await, eightfold());
+    let mut program = start_import(server.url(), &file);
+    wait_for_orders(&server.pool().await, 500).await;
+    let mut said = BufReader::new(program.stderr.take().unwrap()).lines();
+
+    server.pause();
+    signal(program.id(), "-TERM");
+    let first = said.next().unwrap().unwrap();
+    signal(program.id(), "-INT");
+    let last = said.map(Result::unwrap).last().unwrap();
+    let code = program.wait().unwrap().code();
+    server.resume();
+
+    assert!(first.contains("stopping in good order"), "{first}");
+    assert_eq!(code, Some(130));
+    assert!(last.contains("ended at once"), "{last}");
 }

@@ -22,7 +22,7 @@
 //! # Ok(()) }
 //! ```
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, ops::Deref, path::PathBuf, time::Duration};
 
 mod account;
 mod binaries;
@@ -35,6 +35,8 @@ mod place;
 mod postmaster;
 pub(crate) mod process;
 mod server;
+
+use process::GivenUp;
 
 pub use binaries::installed;
 pub use error::EmbeddedError;
@@ -162,13 +164,43 @@ impl fmt::Display for Database {
 
 /// Starts the server of `options.data_dir`, or joins the one that runs there already.
 ///
-/// `DATABASE_URL` plays no part here. The work is done on a thread for blocking calls and goes on when the caller stops
-/// waiting; the server is then left again.
+/// `DATABASE_URL` plays no part here. The work is done on a thread for blocking calls. When the caller stops waiting, it
+/// is broken off: what it fetches, makes or starts is ended, which takes some tens of milliseconds.
 ///
 /// # Errors
 /// [`EmbeddedError`]; each says what to do next.
 pub async fn start(options: Options) -> Result<Server, EmbeddedError> {
-    blocking(move || Server::start(&options)).await
+    let attempt = Attempt::new(options);
+    let _given_up = GiveUpOnDrop(attempt.given_up.clone());
+    blocking(move || Server::start(&attempt)).await
+}
+
+/// One start: its options, and whether anybody still waits for it.
+pub(crate) struct Attempt {
+    options: Options,
+    given_up: GivenUp,
+}
+
+impl Attempt {
+    pub(crate) fn new(options: Options) -> Self {
+        Self { options, given_up: GivenUp::default() }
+    }
+}
+
+impl Deref for Attempt {
+    type Target = Options;
+
+    fn deref(&self) -> &Options {
+        &self.options
+    }
+}
+
+struct GiveUpOnDrop(GivenUp);
+
+impl Drop for GiveUpOnDrop {
+    fn drop(&mut self) {
+        self.0.set();
+    }
 }
 
 /// Runs blocking work aside; a panic there is a panic here.

@@ -3,11 +3,12 @@
 use std::{fmt, path::PathBuf, time::Duration};
 
 use super::{
-    EmbeddedError, Options, binaries, blocking, cluster,
+    Attempt, EmbeddedError, binaries, blocking, cluster,
     connection::Connection,
     lock::{self, Lock},
     place::Place,
     postmaster,
+    process::GivenUp,
 };
 
 /// This process's share in a running server. The last share to go stops the server.
@@ -84,12 +85,13 @@ impl Server {
         blocking(move || self.leave(Duration::from_secs(60))).await
     }
 
-    pub(crate) fn start(options: &Options) -> Result<Self, EmbeddedError> {
-        let place = Place::prepare(&options.data_dir, options.announce)?;
-        let _start = lock::exclusive(&place.data.join("start.lock"), options.deadline, options.announce)?;
+    pub(crate) fn start(attempt: &Attempt) -> Result<Self, EmbeddedError> {
+        let place = Place::prepare(&attempt.data_dir, attempt.announce)?;
+        let start_lock = place.data.join("start.lock");
+        let _start = lock::exclusive(&start_lock, attempt.deadline, attempt.announce, &attempt.given_up)?;
         let users = lock::shared(&place.data.join("users.lock"))?;
-        let (connection, pid, how) = join_or_launch(&place, options)?;
-        Ok(Self { connection, pid, how, place, announce: options.announce, users: Some(users) })
+        let (connection, pid, how) = join_or_launch(&place, attempt)?;
+        Ok(Self { connection, pid, how, place, announce: attempt.announce, users: Some(users) })
     }
 
     fn leave(&mut self, limit: Duration) -> Result<Left, EmbeddedError> {
@@ -97,7 +99,7 @@ impl Server {
         if !self.place.data.exists() {
             return postmaster::stop(&self.place.cluster()).map(|()| Left::Stopped);
         }
-        let _start = lock::exclusive(&self.place.data.join("start.lock"), limit, self.announce)?;
+        let _start = lock::exclusive(&self.place.data.join("start.lock"), limit, self.announce, &GivenUp::default())?;
         if !users.try_alone() {
             return Ok(Left::StillShared);
         }
@@ -107,23 +109,23 @@ impl Server {
 }
 
 /// Under `start.lock`, and with `users.lock` held, so that nobody stops the server in between.
-fn join_or_launch(place: &Place, options: &Options) -> Result<(Connection, u32, How), EmbeddedError> {
-    if let Some((port, pid)) = postmaster::running(place, options)? {
+fn join_or_launch(place: &Place, attempt: &Attempt) -> Result<(Connection, u32, How), EmbeddedError> {
+    if let Some((port, pid)) = postmaster::running(place, attempt)? {
         let Some(connection) = Connection::read(&place.data) else {
             return Err(EmbeddedError::NoPassword { cluster: place.cluster(), file: place.data.join("pg.json") });
         };
-        if options.durable && !connection.durable {
+        if attempt.durable && !connection.durable {
             return Err(EmbeddedError::NotDurable { pid });
         }
         return Ok((connection.at(port), pid, How::Joined));
     }
 
     let major = cluster::major(&place.cluster());
-    let binaries = binaries::resolve(options, place, major)?;
+    let binaries = binaries::resolve(attempt, place, major)?;
     if major.is_none() {
-        cluster::create(place, &binaries, options)?;
+        cluster::create(place, &binaries, attempt)?;
     }
-    let (connection, pid) = cluster::launch(place, &binaries, options)?;
+    let (connection, pid) = cluster::launch(place, &binaries, attempt)?;
     Ok((connection, pid, if major.is_none() { How::Created } else { How::Started }))
 }
 

@@ -86,3 +86,32 @@ async fn a_stopped_server_starts_again_on_its_port_and_a_hung_one_goes_on_after_
     assert!(hung.is_err() && strangers.is_err());
     assert_eq!(ask(server.url(), "select 'here'").await, "here");
 }
+
+#[tokio::test]
+async fn a_start_that_nobody_waits_for_any_more_is_broken_off_and_leaves_nothing() {
+    let folder = Folder::new();
+    let making = tokio::spawn(embedded::start(options(&folder)));
+    let entries = || fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+    eventually("initdb is at work", async || entries().any(|path| path.join("PG_VERSION").exists())).await;
+    making.abort();
+    eventually("initdb's folder is gone", async || !entries().any(|path| path.join("PG_VERSION").exists())).await;
+
+    let whole = embedded::start(options(&folder)).await.unwrap();
+    assert_eq!(whole.how(), How::Created);
+    let cluster = whole.cluster();
+    whole.stop().await.unwrap();
+
+    // A server that waits for its archive is neither ready nor gone.
+    fs::write(cluster.join("recovery.signal"), "").unwrap();
+    give_to_unprivileged(&cluster.join("recovery.signal"));
+    let endless = Options { settings: vec![("restore_command".into(), "sleep 1000".into())], ..options(&folder) };
+    let starting = tokio::spawn(embedded::start(endless));
+    let pid = || Some(fs::read_to_string(cluster.join("postmaster.pid")).ok()?.lines().next()?.parse::<u32>().unwrap());
+    eventually("the server starts", async || pid().is_some_and(is_running)).await;
+    let pid = pid().unwrap();
+    starting.abort();
+    eventually("the server is gone", async || !is_running(pid)).await;
+
+    fs::remove_file(cluster.join("recovery.signal")).unwrap();
+    assert_eq!(embedded::start(options(&folder)).await.unwrap().how(), How::Started);
+}
