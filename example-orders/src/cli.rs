@@ -18,6 +18,9 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Brings over the orders of an old system. Exit code 3 when something was rejected.
+    ///
+    /// A server that is away is waited for, about a minute. However an import ends, the same command goes on with it: what
+    /// is there already is not stored twice.
     Import {
         /// A CSV file, gzipped or not.
         file: PathBuf,

@@ -6,12 +6,14 @@ mod import;
 mod order;
 mod read_models;
 mod report;
+mod say;
 mod shop;
 mod signals;
 mod tables;
 #[cfg(test)]
 mod tests;
 mod tour;
+mod watch;
 
 use std::{error::Error, path::Path, process::ExitCode};
 
@@ -67,7 +69,10 @@ async fn in_shop(
     work: impl AsyncFnOnce(&Shop) -> Result<ExitCode, BoxError>,
 ) -> Result<ExitCode, BoxError> {
     let Some(shop) = until(stop, Shop::open(data_dir)).await? else { return Ok(ExitCode::SUCCESS) };
-    let outcome = work(&shop).await;
+    let outcome = tokio::select! {
+        outcome = work(&shop) => outcome,
+        never = shop.watch() => match never {},
+    };
     shop.close().await?;
     outcome
 }

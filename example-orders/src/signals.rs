@@ -9,6 +9,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::say::note;
+
 /// What the process answers when a second signal ended it: as if the first Ctrl-C had.
 const INTERRUPTED: i32 = 130;
 
@@ -34,10 +36,10 @@ pub(crate) fn stop() -> Result<CancellationToken, BoxError> {
                 }
             };
             next().await;
-            eprintln!("stopping in good order; a second Ctrl-C ends at once");
+            note("stopping in good order; a second Ctrl-C ends at once");
             token.cancel();
             next().await;
-            eprintln!("ended at once: what was stored is kept, and the next start finds a PostgreSQL that still runs");
+            note("ended at once: what was stored is kept, and the next start finds a PostgreSQL that still runs");
             std::process::exit(INTERRUPTED);
         });
     });
@@ -56,7 +58,7 @@ pub(crate) async fn until<T>(
         biased;
         outcome = work => outcome.map(Some),
         () = stop.cancelled() => {
-            eprintln!("stopped");
+            note("stopped");
             Ok(None)
         }
     }

@@ -305,3 +305,63 @@ async fn a_second_signal_ends_at_once_and_says_so() {
     assert_eq!(code, Some(130));
     assert!(last.contains("ended at once"), "{last}");
 }
+
+/// The end of an import whose server goes: exit code, what it printed last, and all that it said on the way.
+fn end_of(import: Child, said: impl Iterator<Item = std::io::Result<String>>) -> (Option<i32>, String, String) {
+    let said: Vec<String> = said.map(Result::unwrap).collect();
+    let (code, json) = answer(&import.wait_with_output().unwrap());
+    (code, json, said.join("\n"))
+}
+
+#[tokio::test]
+async fn an_import_goes_on_when_its_server_comes_back() {
+    let (mut server, file) = (annals::testing::server().await, eightfold());
+    let mut import = start_import(server.url(), &file);
+    wait_for_orders(&server.pool().await, 500).await;
+    let mut said = BufReader::new(import.stderr.take().unwrap()).lines();
+
+    server.kill();
+    let killed = Instant::now();
+    let first = said.next().unwrap().unwrap();
+    println!("told after {:?}", killed.elapsed());
+    server.start().await;
+
+    let (code, json, said) = end_of(import, said);
+    assert!(first.contains("PostgreSQL cannot be reached, waiting for it"), "{first}");
+    assert!(said.contains("PostgreSQL answers again"), "{said}");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(json.contains("\"orders_accepted\":8000,") && json.contains("\"lines_accepted\":83104,"), "{json}");
+}
+
+#[tokio::test]
+async fn a_private_server_that_is_killed_under_an_import_is_started_again() {
+    let (folder, file) = (Folder::new("killed"), eightfold());
+    let data = folder.0.join("data");
+    let program = |arguments: &[&str]| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_example-orders"));
+        program.args(arguments).arg("--json").arg("--data-dir").arg(&data).env_remove("DATABASE_URL");
+        program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut import = program(&["import", file.path()]);
+    let mut said = BufReader::new(import.stderr.take().unwrap()).lines();
+    wait_until("the server is ready", || {
+        std::fs::read_to_string(data.join("pg/postmaster.pid")).is_ok_and(|text| text.contains("ready"))
+    });
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(data.join("pg.json")).unwrap()).unwrap();
+    wait_for_orders(&sqlx::PgPool::connect(json["url"].as_str().unwrap()).await.unwrap(), 500).await;
+
+    let pid_file = std::fs::read_to_string(data.join("pg/postmaster.pid")).unwrap();
+    signal(pid_file.lines().next().unwrap().parse().unwrap(), "-KILL");
+    let killed = Instant::now();
+    let first = said.by_ref().map(Result::unwrap).find(|line| line.contains("cannot be reached"));
+    println!("told after {:?}", killed.elapsed());
+
+    let (code, json, said) = end_of(import, said);
+    assert!(first.is_some(), "{said}");
+    assert!(said.contains("the private PostgreSQL had ended and was started again"), "{said}");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(json.contains("\"orders_accepted\":8000,") && json.contains("\"lines_accepted\":83104,"), "{json}");
+    let (code, json) = answer(&program(&["report"]).wait_with_output().unwrap());
+    assert_eq!(code, Some(0));
+    assert!(json.starts_with("{\"orders\":8000,\"lines\":83104,\"amount_cents\":24628232,"), "{json}");
+}

@@ -6,7 +6,8 @@
 //!
 //! - The server listens on 127.0.0.1 only, wants a random password (scram-sha-256), and is durable.
 //! - Everything that uses one data folder shares one server; the last one out stops it.
-//! - A server whose app was killed is adopted at the next start; one that was killed itself recovers.
+//! - A server whose app was killed is adopted at the next start; one that was killed itself recovers, at the next start or
+//!   when a running app asks for it ([`Server::revive`]).
 //! - As root, the server runs as user `postgres`, or else `nobody`.
 //! - Ctrl-C in the terminal reaches the app, not the server.
 //!
@@ -171,7 +172,7 @@ impl fmt::Display for Database {
 /// [`EmbeddedError`]; each says what to do next.
 pub async fn start(options: Options) -> Result<Server, EmbeddedError> {
     let attempt = Attempt::new(options);
-    let _given_up = GiveUpOnDrop(attempt.given_up.clone());
+    let _given_up = attempt.given_up_on_drop();
     blocking(move || Server::start(&attempt)).await
 }
 
@@ -184,6 +185,11 @@ pub(crate) struct Attempt {
 impl Attempt {
     pub(crate) fn new(options: Options) -> Self {
         Self { options, given_up: GivenUp::default() }
+    }
+
+    /// The caller's end of it.
+    fn given_up_on_drop(&self) -> GiveUpOnDrop {
+        GiveUpOnDrop(self.given_up.clone())
     }
 }
 

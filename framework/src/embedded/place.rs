@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{EmbeddedError, account, account::Account, error::Tried};
 
 /// The folders and the user of one cluster.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Place {
     /// The data folder: locks, log, and the file with URL and password.
     pub(super) data: PathBuf,

@@ -47,6 +47,10 @@ fn running_pid(cluster: &Path) -> Option<u32> {
     process::command_line(pid)?.contains(&*cluster.to_string_lossy()).then_some(pid)
 }
 
+pub(super) fn is_running(cluster: &Path) -> bool {
+    running_pid(cluster).is_some()
+}
+
 /// Stops the server in order, if one runs.
 pub(super) fn stop(cluster: &Path) -> Result<(), EmbeddedError> {
     running_pid(cluster).map_or(Ok(()), stop_process)

@@ -115,3 +115,20 @@ async fn a_start_that_nobody_waits_for_any_more_is_broken_off_and_leaves_nothing
     fs::remove_file(cluster.join("recovery.signal")).unwrap();
     assert_eq!(embedded::start(options(&folder)).await.unwrap().how(), How::Started);
 }
+
+#[tokio::test]
+async fn a_killed_server_is_started_again_on_its_port_for_an_app_that_asks() {
+    let folder = Folder::new();
+    let server = embedded::start(options(&folder)).await.unwrap();
+    execute(server.url(), "create table kept as select 42 as answer").await;
+    assert!(!server.revive().await.unwrap());
+    let first = server.pid();
+    signal("KILL", &first.to_string());
+    eventually("the postmaster is gone", async || !is_running(first)).await;
+
+    assert!(server.revive().await.unwrap());
+
+    assert_ne!(server.pid(), first);
+    assert_eq!(ask(server.url(), "select answer::text from kept").await, "42");
+    assert_eq!(server.stop().await.unwrap(), Left::Stopped);
+}
