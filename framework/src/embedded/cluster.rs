@@ -32,7 +32,7 @@ pub(super) fn major(cluster: &Path) -> Option<u32> {
 pub(super) fn create(place: &Place, binaries: &Binaries, attempt: &Attempt) -> Result<(), EmbeddedError> {
     (attempt.announce)(&format!("making a PostgreSQL {} cluster in {}", binaries.version, place.home.display()));
     let connection = Connection::with_new_password()?;
-    connection.write(&place.data)?;
+    connection.write(place)?;
 
     let new = place.unfinished("unfinished-cluster-")?;
     let private = fs::set_permissions(&new, fs::Permissions::from_mode(0o700));
@@ -67,10 +67,7 @@ pub(super) fn launch(
     binaries: &Binaries,
     attempt: &Attempt,
 ) -> Result<(Connection, u32), EmbeddedError> {
-    let cluster = place.cluster();
-    let Some(saved) = Connection::read(&place.data) else {
-        return Err(EmbeddedError::NoPassword { cluster, file: place.data.join("pg.json") });
-    };
+    let saved = Connection::read(place)?;
     let begun = Instant::now();
     let mut port = attempt.port.unwrap_or(saved.port);
     loop {
@@ -81,7 +78,7 @@ pub(super) fn launch(
         connection.version = binaries.version.clone();
         connection.binaries = binaries.folder.display().to_string();
         connection.durable = attempt.durable;
-        connection.write(&place.data)?;
+        connection.write(place)?;
 
         let in_time = begun.elapsed() < attempt.deadline;
         match launch_at(port, place, binaries, attempt)? {

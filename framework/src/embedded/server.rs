@@ -146,13 +146,12 @@ fn start_lock(place: &Place, attempt: &Attempt) -> Result<Lock, EmbeddedError> {
 /// Under `start.lock`, and with `users.lock` held, so that nobody stops the server in between.
 fn join_or_launch(place: &Place, attempt: &Attempt) -> Result<(Connection, u32, How), EmbeddedError> {
     if let Some((port, pid)) = postmaster::running(place, attempt)? {
-        let Some(connection) = Connection::read(&place.data) else {
-            return Err(EmbeddedError::NoPassword { cluster: place.cluster(), file: place.data.join("pg.json") });
-        };
+        let connection = Connection::read(place)?.at(port);
         if attempt.durable && !connection.durable {
             return Err(EmbeddedError::NotDurable { pid });
         }
-        return Ok((connection.at(port), pid, How::Joined));
+        connection.write(place)?;
+        return Ok((connection, pid, How::Joined));
     }
 
     let major = cluster::major(&place.cluster());

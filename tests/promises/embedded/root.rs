@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// The lines of the test below; an announcement is a plain function.
+static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
 #[tokio::test]
 async fn below_a_folder_closed_to_the_servers_user_the_cluster_goes_elsewhere_and_is_found_again() {
     if !is_root() {
@@ -10,7 +13,8 @@ async fn below_a_folder_closed_to_the_servers_user_the_cluster_goes_elsewhere_an
     }
     let folder = Folder::new();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
-    let below = Options { data_dir: folder.path().join("project/.data"), ..options(&folder) };
+    let announce = |line: &str| TOLD.lock().unwrap().push(line.to_owned());
+    let below = Options { data_dir: folder.path().join("project/.data"), announce, ..options(&folder) };
 
     let first = embedded::start(below.clone()).await.unwrap();
     let cluster = first.cluster();
@@ -18,12 +22,21 @@ async fn below_a_folder_closed_to_the_servers_user_the_cluster_goes_elsewhere_an
     let removed = Folder(home.to_owned());
     execute(first.url(), "create table kept as select 42 as answer").await;
     first.stop().await.unwrap();
-    let second = embedded::start(below).await.unwrap();
+    let second = embedded::start(below.clone()).await.unwrap();
 
     assert!(!cluster.starts_with(folder.path()), "{}", cluster.display());
     assert_eq!((second.how(), second.cluster()), (How::Started, cluster.clone()));
     assert_eq!(ask(second.url(), "select answer::text from kept").await, "42");
     second.stop().await.unwrap();
+
+    // Without the data folder its data are still there, and whoever starts is told so.
+    fs::remove_dir_all(&below.data_dir).unwrap();
+    let third = embedded::start(below).await.unwrap();
+    assert_eq!((third.how(), third.cluster()), (How::Started, cluster.clone()));
+    assert_eq!(ask(third.url(), "select answer::text from kept").await, "42");
+    third.stop().await.unwrap();
+    let told = TOLD.lock().unwrap().iter().filter(|line| line.ends_with(&format!("rm -rf {}", home.display()))).count();
+    assert_eq!(told, 1);
     drop(removed);
     let _ = fs::remove_dir(home.parent().unwrap());
 }
