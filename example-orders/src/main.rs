@@ -25,6 +25,7 @@ use crate::{
     cli::{Cli, Command},
     import::{Ending, Import, Source},
     report::Totals,
+    say::{is_unread, note, say},
     shop::Shop,
     signals::until,
 };
@@ -38,8 +39,9 @@ const AGAIN: &str = "what is done is kept, and the same command again completes 
 async fn main() -> ExitCode {
     match run(Cli::parse()).await {
         Ok(code) => code,
+        Err(error) if is_unread(&*error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", with_causes(&*error));
+            note(format_args!("error: {}", with_causes(&*error)));
             ExitCode::FAILURE
         }
     }
@@ -81,8 +83,7 @@ async fn report(shop: &Shop, json: bool) -> Result<(), BoxError> {
     if !json {
         return report::print(&shop.app).await;
     }
-    println!("{}", serde_json::to_string(&Totals::read(&shop.app).await?)?);
-    Ok(())
+    Ok(say(serde_json::to_string(&Totals::read(&shop.app).await?)?)?)
 }
 
 async fn import(shop: &Shop, import: Import, json: bool, stop: &CancellationToken) -> Result<ExitCode, BoxError> {
@@ -90,14 +91,18 @@ async fn import(shop: &Shop, import: Import, json: bool, stop: &CancellationToke
     match &ending {
         Ending::Complete => {}
         Ending::EndsEarly { last_good_line, reason } => {
-            eprintln!("the file ends early: {reason}; the last good line is {last_good_line}");
+            note(format_args!("the file ends early: {reason}; the last good line is {last_good_line}"));
         }
-        Ending::Stopped { line } => eprintln!("stopped at line {line}; {AGAIN}"),
-        Ending::Failed { line, error } => eprintln!("error: failed at line {line}: {}; {AGAIN}", with_causes(error)),
+        Ending::Stopped { line } => note(format_args!("stopped at line {line}; {AGAIN}")),
+        Ending::Failed { line, error } => {
+            note(format_args!("error: failed at line {line}: {}; {AGAIN}", with_causes(error)));
+        }
     }
-    match json {
-        true => println!("{}", serde_json::to_string(&summary)?),
-        false => println!("{}", summary.text()),
+    let text = if json { serde_json::to_string(&summary)? } else { summary.text() };
+    match say(text) {
+        // The exit code tells how the import ended, whether or not somebody reads the rest.
+        Err(error) if !is_unread(&error) => return Err(error.into()),
+        _ => {}
     }
     Ok(match ending {
         Ending::Failed { .. } => ExitCode::FAILURE,

@@ -365,3 +365,21 @@ async fn a_private_server_that_is_killed_under_an_import_is_started_again() {
     assert_eq!(code, Some(0));
     assert!(json.starts_with("{\"orders\":8000,\"lines\":83104,\"amount_cents\":24628232,"), "{json}");
 }
+
+#[tokio::test]
+async fn a_reader_that_has_gone_is_no_error() {
+    let (database, file) = (database().await, File::new("unread", SAMPLE.as_bytes()));
+
+    for arguments in [&["import", file.path(), "--json"][..], &["report"], &["report", "--json"], &[]] {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_example-orders"));
+        program.args(arguments).env("DATABASE_URL", database.url()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut program = program.spawn().unwrap();
+        drop(program.stdout.take());
+
+        let output = program.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", errors(&output));
+        assert!(!["error", "panicked"].iter().any(|word| errors(&output).contains(word)), "{}", errors(&output));
+    }
+    let (_, json) = answer(&run(&database, &["report", "--json"]));
+    assert!(json.starts_with("{\"orders\":1000,"), "{json}");
+}

@@ -9,7 +9,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{rejection::Rejection, source::Source, summary::Summary};
-use crate::figures::count;
+use crate::{figures::count, say::note};
 
 /// Rejections shown on the terminal; there may be millions.
 const SHOWN: u64 = 20;
@@ -61,7 +61,7 @@ impl Progress {
     pub(crate) fn reject(&mut self, rejection: &Rejection) -> io::Result<()> {
         self.rejected += 1;
         if self.rejected <= SHOWN {
-            self.bar.suspend(|| eprintln!("{rejection}"));
+            self.bar.suspend(|| note(rejection));
         }
         match &mut self.file {
             Some(file) => writeln!(file, "{rejection}"),
@@ -77,7 +77,7 @@ impl Progress {
         self.bar.finish_and_clear();
         if self.rejected > SHOWN {
             let more = count((self.rejected - SHOWN) as i64);
-            eprintln!("… and {more} more rejections (all of them with --rejections FILE)");
+            note(format_args!("… and {more} more rejections (all of them with --rejections FILE)"));
         }
         self.file.as_mut().map_or(Ok(()), Write::flush)
     }

@@ -23,7 +23,13 @@
 //! # Ok(()) }
 //! ```
 
-use std::{fmt, ops::Deref, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    io::{self, Write},
+    ops::Deref,
+    path::PathBuf,
+    time::Duration,
+};
 
 mod account;
 mod binaries;
@@ -76,7 +82,9 @@ impl Default for Options {
             port: None,
             settings: Vec::new(),
             deadline: Duration::from_secs(60),
-            announce: |line| eprintln!("{line}"),
+            announce: |line| {
+                let _ = writeln!(io::stderr(), "{line}");
+            },
         }
     }
 }
