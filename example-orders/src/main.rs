@@ -51,7 +51,10 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
     let stop = signals::stop()?;
     let data_dir = &cli.data_dir;
     match cli.command {
-        None => in_shop(data_dir, &stop, async |shop| tour::run(shop, &stop).await.map(|()| ExitCode::SUCCESS)).await,
+        None => {
+            in_shop(data_dir, &stop, async |shop| tour::run(shop, data_dir, &stop).await.map(|()| ExitCode::SUCCESS))
+                .await
+        }
         Some(Command::Report { json }) => {
             in_shop(data_dir, &stop, async |shop| until(&stop, report(shop, json)).await.map(|_| ExitCode::SUCCESS))
                 .await

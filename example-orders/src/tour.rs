@@ -1,6 +1,6 @@
 //! A tour: real orders become events and read models, then one order is lived through.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use annals::{App, BoxError, ExecuteError, ReadStream, Receipt, StreamId};
 use chrono::Utc;
@@ -8,6 +8,7 @@ use futures::TryStreamExt;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    cli,
     figures::{count, dollars},
     import::{Ending, Import, Source},
     order::{CustomerId, Line, Order, OrderCommand, OrderError, OrderId, Sku, StoreId},
@@ -30,7 +31,7 @@ const ADA: CustomerId = CustomerId(18_151_210);
 ///
 /// # Errors
 /// Something that should have worked did not.
-pub(crate) async fn run(shop: &Shop, stop: &CancellationToken) -> Result<(), BoxError> {
+pub(crate) async fn run(shop: &Shop, data_dir: &Path, stop: &CancellationToken) -> Result<(), BoxError> {
     say(format_args!("{}\n", shop.origin()))?;
     say("1. A thousand real orders of another system become events\n")?;
     let (summary, ending) = Import::open(Source::of(SAMPLE)?, None)?.run(&shop.app, stop).await?;
@@ -41,11 +42,11 @@ pub(crate) async fn run(shop: &Shop, stop: &CancellationToken) -> Result<(), Box
         Ending::Complete | Ending::EndsEarly { .. } => {}
     }
 
-    until(stop, show(&shop.app)).await.map(drop)
+    until(stop, show(&shop.app, data_dir)).await.map(drop)
 }
 
 /// Everything but the import: short, and safe to leave at any moment.
-async fn show(app: &App) -> Result<(), BoxError> {
+async fn show(app: &App, data_dir: &Path) -> Result<(), BoxError> {
     say("2. Read models follow them by themselves\n")?;
     report::print(app).await?;
 
@@ -55,7 +56,7 @@ async fn show(app: &App) -> Result<(), BoxError> {
 
     say("4. Its history, as it will be read in ten years\n")?;
     print_history(app, id).await?;
-    print_what_next()
+    print_what_next(data_dir)
 }
 
 /// Places, changes, confirms and cancels an order. One command is refused.
@@ -129,9 +130,24 @@ async fn print_history(app: &App, id: OrderId) -> Result<(), BoxError> {
     Ok(say("")?)
 }
 
-fn print_what_next() -> Result<(), BoxError> {
-    Ok(say("What to type next\n\n   \
-           cargo run -p example-orders -- report               the read models again\n   \
-           cargo run -p example-orders -- import FILE.csv.gz   orders of your own\n   \
-           cargo run -p example-orders -- --help               everything else")?)
+fn print_what_next(data_dir: &Path) -> Result<(), BoxError> {
+    let folder = match data_dir == Path::new(cli::DATA_DIR) {
+        true => String::new(),
+        false => format!("--data-dir {} ", quoted(&data_dir.display().to_string())),
+    };
+    say("What to type next\n")?;
+    for (arguments, what) in [
+        ("report", "the read models again"),
+        ("import FILE.csv.gz", "orders of your own"),
+        ("--help", "everything else"),
+    ] {
+        say(format_args!("   cargo run -p example-orders -- {folder}{arguments:<20}{what}"))?;
+    }
+    Ok(())
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-".contains(c);
+    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }

@@ -137,11 +137,21 @@ async fn the_tour_can_be_taken_twice() {
 
         assert_eq!(answer(&output).0, Some(0), "{}", errors(&output));
         let text = String::from_utf8_lossy(&output.stdout);
-        for part in ["refused: the order is not confirmed yet", "nothing to do", "OrderCancelled", "What to type next"]
-        {
+        let next = "cargo run -p example-orders -- report   ";
+        for part in ["refused: the order is not confirmed yet", "nothing to do", "OrderCancelled", next] {
             assert!(text.contains(part), "{part} is missing in {text}");
         }
     }
+}
+
+#[tokio::test]
+async fn what_to_type_next_after_a_tour_names_the_folder_that_was_named() {
+    let database = database().await;
+
+    let output = run(&database, &["--data-dir", "my folder"]);
+
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("cargo run -p example-orders -- --data-dir 'my folder' report   "), "{text}");
 }
 
 /// The sample eight times, each time with other order ids.
