@@ -125,7 +125,13 @@ async fn a_file_without_a_column_is_refused() {
     let output = run(&database, &["import", file.path()]);
 
     assert_eq!(answer(&output).0, Some(1));
-    assert!(errors(&output).contains("the header has no column sku"), "{}", errors(&output));
+    let expected = format!("cannot import {}: the header has no column sku; it has order_id,", file.path());
+    assert!(errors(&output).contains(&expected), "{}", errors(&output));
+
+    let file = File::new("semicolons", SAMPLE.replace(',', ";").as_bytes());
+    let output = run(&database, &["import", file.path()]);
+    assert_eq!(answer(&output).0, Some(1));
+    assert!(errors(&output).contains("it holds semicolons, but fields"), "{}", errors(&output));
 }
 
 #[tokio::test]

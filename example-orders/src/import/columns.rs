@@ -26,8 +26,8 @@ pub(crate) enum HeaderError {
     Empty,
     #[error("the first line is no header: {0}")]
     Unreadable(String),
-    #[error("the header has no column {missing}; it has {found}")]
-    Missing { missing: &'static str, found: String },
+    #[error("the header has no column {missing}; it has {found}{hint}")]
+    Missing { missing: &'static str, found: String, hint: &'static str },
     #[error("the header has the column {0} twice")]
     Twice(&'static str),
 }
@@ -65,8 +65,14 @@ impl Columns {
         for (place, name) in places.iter_mut().zip(NAMES) {
             let mut matches = found.iter().enumerate().filter(|(_, found)| found.trim() == name);
             let Some((index, _)) = matches.next() else {
-                let found = found.join(",").chars().take(200).collect::<String>().escape_debug().to_string();
-                return Err(HeaderError::Missing { missing: name, found });
+                let found = found.join(",");
+                let hint = match () {
+                    () if found.contains(';') => "; it holds semicolons, but fields are separated by commas here",
+                    () if found.contains('\t') => "; it holds tabs, but fields are separated by commas here",
+                    () => "",
+                };
+                let found = found.chars().take(200).collect::<String>().escape_debug().to_string();
+                return Err(HeaderError::Missing { missing: name, found, hint });
             };
             if matches.next().is_some() {
                 return Err(HeaderError::Twice(name));
