@@ -3,7 +3,10 @@
 use chrono::{DateTime, Utc};
 
 use super::{record::Record, rejection::Fault};
-use crate::order::{CustomerId, Line, MAX_ORDER_CENTS, OrderId, Sku, StoreId};
+use crate::{
+    figures::counted,
+    order::{CustomerId, Line, MAX_ORDER_CENTS, OrderId, Sku, StoreId},
+};
 
 /// The columns that a file must have, in any order; it may have others.
 const NAMES: [&str; 10] = [
@@ -128,7 +131,7 @@ impl Columns {
     }
 
     fn check_count(&self, record: &Record) -> Result<(), Fault> {
-        let reason = || format!("the row has {} fields, the header has {}", record.len(), self.count);
+        let reason = || format!("the row has {}, the header has {}", counted(record.len() as i64, "field"), self.count);
         if record.len() > self.count {
             return Err(Fault::new("row", reason()));
         }
