@@ -104,11 +104,13 @@ async fn a_start_that_nobody_waits_for_any_more_is_broken_off_and_leaves_nothing
     // A server that waits for its archive is neither ready nor gone.
     fs::write(cluster.join("recovery.signal"), "").unwrap();
     give_to_unprivileged(&cluster.join("recovery.signal"));
-    let endless = Options { settings: vec![("restore_command".into(), "sleep 1000".into())], ..options(&folder) };
-    let starting = tokio::spawn(embedded::start(endless));
-    let pid = || Some(fs::read_to_string(cluster.join("postmaster.pid")).ok()?.lines().next()?.parse::<u32>().unwrap());
-    eventually("the server starts", async || pid().is_some_and(is_running)).await;
-    let pid = pid().unwrap();
+    let archive = ("restore_command".into(), "echo asked >&2; exec sleep 1000".into());
+    let starting = tokio::spawn(embedded::start(Options { settings: vec![archive], ..options(&folder) }));
+    let log = || fs::read_to_string(folder.path().join("pg.log")).unwrap();
+    eventually("the server asks its archive", async || log().lines().any(|line| line == "asked")).await;
+    let pid_file = fs::read_to_string(cluster.join("postmaster.pid")).unwrap();
+    let pid = pid_file.lines().next().unwrap().parse().unwrap();
+    assert!(is_running(pid));
     starting.abort();
     eventually("the server is gone", async || !is_running(pid)).await;
 
