@@ -4,12 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+/// Where the private Postgres is when nobody says where.
+pub(crate) const DATA_DIR: &str = ".data";
+
 /// An order service on Annals. Without a command it gives a tour.
 #[derive(Debug, Parser)]
 #[command(name = "example-orders", version)]
 pub(crate) struct Cli {
     /// The folder of the private Postgres; not used when DATABASE_URL is set.
-    #[arg(long, global = true, value_name = "FOLDER", default_value = ".data")]
+    #[arg(long, global = true, value_name = "FOLDER", default_value = DATA_DIR)]
     pub(crate) data_dir: PathBuf,
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -18,6 +21,9 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Brings over the orders of an old system. Exit code 3 when something was rejected.
+    ///
+    /// A server that is away is waited for, about a minute. However an import ends, the same command goes on with it: what
+    /// is there already is not stored twice.
     Import {
         /// A CSV file, gzipped or not.
         file: PathBuf,

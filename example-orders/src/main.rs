@@ -6,12 +6,14 @@ mod import;
 mod order;
 mod read_models;
 mod report;
+mod say;
 mod shop;
 mod signals;
 mod tables;
 #[cfg(test)]
 mod tests;
 mod tour;
+mod watch;
 
 use std::{error::Error, path::Path, process::ExitCode};
 
@@ -23,6 +25,7 @@ use crate::{
     cli::{Cli, Command},
     import::{Ending, Import, Source},
     report::Totals,
+    say::{is_unread, note, say},
     shop::Shop,
     signals::until,
 };
@@ -36,8 +39,9 @@ const AGAIN: &str = "what is done is kept, and the same command again completes 
 async fn main() -> ExitCode {
     match run(Cli::parse()).await {
         Ok(code) => code,
+        Err(error) if is_unread(&*error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", with_causes(&*error));
+            note(format_args!("error: {}", with_causes(&*error)));
             ExitCode::FAILURE
         }
     }
@@ -47,23 +51,33 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
     let stop = signals::stop()?;
     let data_dir = &cli.data_dir;
     match cli.command {
-        None => in_shop(data_dir, async |shop| tour::run(shop, &stop).await).await?,
+        None => {
+            in_shop(data_dir, &stop, async |shop| tour::run(shop, data_dir, &stop).await.map(|()| ExitCode::SUCCESS))
+                .await
+        }
         Some(Command::Report { json }) => {
-            in_shop(data_dir, async |shop| until(&stop, report(shop, json)).await).await?
+            in_shop(data_dir, &stop, async |shop| until(&stop, report(shop, json)).await.map(|_| ExitCode::SUCCESS))
+                .await
         }
         Some(Command::Import { file, json, rejections }) => {
             let source = Source::open(&file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
             let import = Import::open(source, rejections.as_deref())?;
-            return in_shop(data_dir, async |shop| self::import(shop, import, json, &stop).await).await;
+            in_shop(data_dir, &stop, async |shop| self::import(shop, import, json, &stop).await).await
         }
     }
-    Ok(ExitCode::SUCCESS)
 }
 
-/// Opens the shop for `work`, and closes it in good order whatever comes of it.
-async fn in_shop<T>(data_dir: &Path, work: impl AsyncFnOnce(&Shop) -> Result<T, BoxError>) -> Result<T, BoxError> {
-    let shop = Shop::open(data_dir).await?;
-    let outcome = work(&shop).await;
+/// Opens the shop for `work`, and closes it in good order whatever comes of it. A stop before it is open is an end, too.
+async fn in_shop(
+    data_dir: &Path,
+    stop: &CancellationToken,
+    work: impl AsyncFnOnce(&Shop) -> Result<ExitCode, BoxError>,
+) -> Result<ExitCode, BoxError> {
+    let Some(shop) = until(stop, Shop::open(data_dir)).await? else { return Ok(ExitCode::SUCCESS) };
+    let outcome = tokio::select! {
+        outcome = work(&shop) => outcome,
+        never = shop.watch() => match never {},
+    };
     shop.close().await?;
     outcome
 }
@@ -72,8 +86,7 @@ async fn report(shop: &Shop, json: bool) -> Result<(), BoxError> {
     if !json {
         return report::print(&shop.app).await;
     }
-    println!("{}", serde_json::to_string(&Totals::read(&shop.app).await?)?);
-    Ok(())
+    Ok(say(serde_json::to_string(&Totals::read(&shop.app).await?)?)?)
 }
 
 async fn import(shop: &Shop, import: Import, json: bool, stop: &CancellationToken) -> Result<ExitCode, BoxError> {
@@ -81,14 +94,18 @@ async fn import(shop: &Shop, import: Import, json: bool, stop: &CancellationToke
     match &ending {
         Ending::Complete => {}
         Ending::EndsEarly { last_good_line, reason } => {
-            eprintln!("the file ends early: {reason}; the last good line is {last_good_line}");
+            note(format_args!("the file ends early: {reason}; the last good line is {last_good_line}"));
         }
-        Ending::Stopped { line } => eprintln!("stopped at line {line}; {AGAIN}"),
-        Ending::Failed { line, error } => eprintln!("error: failed at line {line}: {}; {AGAIN}", with_causes(error)),
+        Ending::Stopped { line } => note(format_args!("stopped at line {line}; {AGAIN}")),
+        Ending::Failed { line, error } => {
+            note(format_args!("error: failed at line {line}: {}; {AGAIN}", with_causes(error)));
+        }
     }
-    match json {
-        true => println!("{}", serde_json::to_string(&summary)?),
-        false => println!("{}", summary.text()),
+    let text = if json { serde_json::to_string(&summary)? } else { summary.text() };
+    match say(text) {
+        // The exit code tells how the import ended, whether or not somebody reads the rest.
+        Err(error) if !is_unread(&error) => return Err(error.into()),
+        _ => {}
     }
     Ok(match ending {
         Ending::Failed { .. } => ExitCode::FAILURE,

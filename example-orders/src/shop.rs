@@ -1,6 +1,6 @@
 //! The running shop: its database, its store, its app.
 
-use std::path::Path;
+use std::{convert::Infallible, path::Path};
 
 use annals::{
     Annals, App, BoxError, Config,
@@ -10,6 +10,7 @@ use annals::{
 use crate::{
     order::Order,
     read_models::{CustomerSpend, DepartmentSales, OpenOrder, OrderSearch},
+    watch,
 };
 
 /// The running shop.
@@ -19,7 +20,8 @@ pub(crate) struct Shop {
 }
 
 impl Shop {
-    /// Opens the shop on the database of `DATABASE_URL`, or on a private server in `data_dir`.
+    /// Opens the shop on the database of `DATABASE_URL`, or on a private server in `data_dir`. Dropped half-way, it
+    /// leaves no server behind.
     ///
     /// # Errors
     /// There is no server, or it cannot be used; each error says what to do.
@@ -38,6 +40,11 @@ impl Shop {
     /// Where the database comes from, in a line.
     pub(crate) fn origin(&self) -> &str {
         self.database.origin()
+    }
+
+    /// Looks after the server for as long as it is awaited, see [`watch`](watch::watch).
+    pub(crate) async fn watch(&self) -> Infallible {
+        watch::watch(&self.database).await
     }
 
     /// Ends the commands and followers that are under way, then leaves the server.

@@ -1,41 +1,65 @@
-//! Ctrl-C and SIGTERM: a request to end in good order.
+//! Ctrl-C and SIGTERM: the first asks for an end in good order, the second ends at once.
+
+use std::thread;
 
 use annals::BoxError;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    runtime::Builder,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 
-/// A token that either signal cancels.
+use crate::say::note;
+
+/// What the process answers when a second signal ended it: as if the first Ctrl-C had.
+const INTERRUPTED: i32 = 130;
+
+/// A token that either signal cancels. Another signal ends the process, whatever is under way.
 ///
 /// # Errors
 /// The system refuses to hand over its signals.
 pub(crate) fn stop() -> Result<CancellationToken, BoxError> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    // A thread of its own still hears the second signal when the program's tasks hang or are ended already.
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _entered = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
     let stop = CancellationToken::new();
     let token = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        token.cancel();
+    thread::spawn(move || {
+        runtime.block_on(async {
+            let mut next = async || {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+            };
+            next().await;
+            note("stopping in good order; a second Ctrl-C ends at once");
+            token.cancel();
+            next().await;
+            note("ended at once: what was stored is kept, and the next start finds a PostgreSQL that still runs");
+            std::process::exit(INTERRUPTED);
+        });
     });
     Ok(stop)
 }
 
-/// Lets `work` end, or leaves it where it is when `stop` asks for an end.
+/// Lets `work` end, or drops it and answers with none when `stop` asks for an end.
 ///
 /// # Errors
 /// That of `work`.
-pub(crate) async fn until(
+pub(crate) async fn until<T>(
     stop: &CancellationToken,
-    work: impl Future<Output = Result<(), BoxError>>,
-) -> Result<(), BoxError> {
+    work: impl Future<Output = Result<T, BoxError>>,
+) -> Result<Option<T>, BoxError> {
     tokio::select! {
         biased;
-        outcome = work => outcome,
+        outcome = work => outcome.map(Some),
         () = stop.cancelled() => {
-            eprintln!("stopped");
-            Ok(())
+            note("stopped");
+            Ok(None)
         }
     }
 }

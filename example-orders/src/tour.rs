@@ -1,6 +1,6 @@
 //! A tour: real orders become events and read models, then one order is lived through.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use annals::{App, BoxError, ExecuteError, ReadStream, Receipt, StreamId};
 use chrono::Utc;
@@ -8,11 +8,13 @@ use futures::TryStreamExt;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    cli,
     figures::{count, dollars},
     import::{Ending, Import, Source},
     order::{CustomerId, Line, Order, OrderCommand, OrderError, OrderId, Sku, StoreId},
     read_models::{CustomerSpend, OpenOrder, OrderSearch},
     report,
+    say::say,
     shop::Shop,
     signals::until,
     tables::table,
@@ -29,33 +31,32 @@ const ADA: CustomerId = CustomerId(18_151_210);
 ///
 /// # Errors
 /// Something that should have worked did not.
-pub(crate) async fn run(shop: &Shop, stop: &CancellationToken) -> Result<(), BoxError> {
-    println!("{}\n", shop.origin());
-    println!("1. A thousand real orders of another system become events\n");
+pub(crate) async fn run(shop: &Shop, data_dir: &Path, stop: &CancellationToken) -> Result<(), BoxError> {
+    say(format_args!("{}\n", shop.origin()))?;
+    say("1. A thousand real orders of another system become events\n")?;
     let (summary, ending) = Import::open(Source::of(SAMPLE)?, None)?.run(&shop.app, stop).await?;
-    println!("{}\n", summary.text());
+    say(format_args!("{}\n", summary.text()))?;
     match ending {
         Ending::Stopped { .. } => return Ok(()),
         Ending::Failed { error, .. } => return Err(error.into()),
         Ending::Complete | Ending::EndsEarly { .. } => {}
     }
 
-    until(stop, show(&shop.app)).await
+    until(stop, show(&shop.app, data_dir)).await.map(drop)
 }
 
 /// Everything but the import: short, and safe to leave at any moment.
-async fn show(app: &App) -> Result<(), BoxError> {
-    println!("2. Read models follow them by themselves\n");
+async fn show(app: &App, data_dir: &Path) -> Result<(), BoxError> {
+    say("2. Read models follow them by themselves\n")?;
     report::print(app).await?;
 
-    println!("3. One order from its first click to its end\n");
+    say("3. One order from its first click to its end\n")?;
     let id = OrderId(Utc::now().timestamp_millis());
     live_through(app, id).await?;
 
-    println!("4. Its history, as it will be read in ten years\n");
+    say("4. Its history, as it will be read in ten years\n")?;
     print_history(app, id).await?;
-    print_what_next();
-    Ok(())
+    print_what_next(data_dir)
 }
 
 /// Places, changes, confirms and cancels an order. One command is refused.
@@ -63,31 +64,28 @@ async fn live_through(app: &App, id: OrderId) -> Result<(), BoxError> {
     let bread = line(1, "SOURDOUGH BREAD", "BAKERY", 2, 598);
     let tea = line(2, "EARL GREY TEA", "GROCERY", 1, 449);
     let place = OrderCommand::Place { customer: ADA, store: StoreId(1), lines: vec![bread.clone()] };
-    let placed = say("place two loaves of bread", app.execute::<Order>(id, place).await)?;
+    let placed = tell("place two loaves of bread", app.execute::<Order>(id, place).await)?;
 
     if let Some(receipt) = placed {
         app.wait_for_all(receipt.position, SOON).await?;
     }
     let open = app.get::<OpenOrder>(id).await?.map_or(0, |open| open.amount_cents);
     let spend = app.get::<CustomerSpend>(ADA).await?.unwrap_or_default();
-    println!(
-        "     read models: the order is open with {}, customer {ADA} is at {}",
-        dollars(open),
-        dollars(spend.amount_cents)
-    );
+    let (open, spent) = (dollars(open), dollars(spend.amount_cents));
+    say(format_args!("     read models: the order is open with {open}, customer {ADA} is at {spent}"))?;
 
     let change = OrderCommand::ChangeLines { lines: vec![bread, tea] };
-    say("add tea", app.execute::<Order>(id, change).await)?;
-    say("ship it at once", app.execute::<Order>(id, OrderCommand::Ship).await)?;
-    say("confirm", app.execute::<Order>(id, OrderCommand::Confirm).await)?;
-    say("confirm again", app.execute::<Order>(id, OrderCommand::Confirm).await)?;
+    tell("add tea", app.execute::<Order>(id, change).await)?;
+    tell("ship it at once", app.execute::<Order>(id, OrderCommand::Ship).await)?;
+    tell("confirm", app.execute::<Order>(id, OrderCommand::Confirm).await)?;
+    tell("confirm again", app.execute::<Order>(id, OrderCommand::Confirm).await)?;
     let cancel = OrderCommand::Cancel { reason: "found it cheaper".into() };
-    let cancelled = say("cancel", app.execute::<Order>(id, cancel).await)?;
+    let cancelled = tell("cancel", app.execute::<Order>(id, cancel).await)?;
 
     if let Some(receipt) = cancelled {
         app.wait_for_all(receipt.position, SOON).await?;
     }
-    println!("\n   Orders with \"earl grey\", by the table of the projector order_search\n");
+    say("\n   Orders with \"earl grey\", by the table of the projector order_search\n")?;
     let mut found = table(["order", "customer", "placed", "status", "lines", "amount", "products"]);
     for order in OrderSearch::find(app.store().pool(), "earl grey", 3).await? {
         let placed = order.placed_at.format("%Y-%m-%d").to_string();
@@ -95,8 +93,7 @@ async fn live_through(app: &App, id: OrderId) -> Result<(), BoxError> {
         let amount = dollars(order.amount_cents);
         found.add_row([order.id, customer, placed, order.status, lines, amount, order.products]);
     }
-    println!("{found}\n");
-    Ok(())
+    Ok(say(format_args!("{found}\n"))?)
 }
 
 fn line(sku: i64, product: &str, department: &str, quantity: i64, amount_cents: i64) -> Line {
@@ -105,18 +102,15 @@ fn line(sku: i64, product: &str, department: &str, quantity: i64, amount_cents: 
 }
 
 /// Tells what became of a command. A refusal is an answer, not an error.
-fn say(
-    what: &str,
-    outcome: Result<Receipt, ExecuteError<OrderError>>,
-) -> Result<Option<Receipt>, ExecuteError<OrderError>> {
+fn tell(what: &str, outcome: Result<Receipt, ExecuteError<OrderError>>) -> Result<Option<Receipt>, BoxError> {
     match outcome {
-        Ok(receipt) if receipt.appended == 0 => println!("   {what:<26} nothing to do"),
+        Ok(receipt) if receipt.appended == 0 => say(format_args!("   {what:<26} nothing to do"))?,
         Ok(receipt) => {
-            println!("   {what:<26} version {}, position {}", receipt.version, receipt.position);
+            say(format_args!("   {what:<26} version {}, position {}", receipt.version, receipt.position))?;
             return Ok(Some(receipt));
         }
-        Err(ExecuteError::Rejected(rule)) => println!("   {what:<26} refused: {rule}"),
-        Err(error) => return Err(error),
+        Err(ExecuteError::Rejected(rule)) => say(format_args!("   {what:<26} refused: {rule}"))?,
+        Err(error) => return Err(error.into()),
     }
     Ok(None)
 }
@@ -124,23 +118,36 @@ fn say(
 async fn print_history(app: &App, id: OrderId) -> Result<(), BoxError> {
     let stream = StreamId::of("order", id)?;
     let events: Vec<_> = app.store().read_stream(&stream, ReadStream::default()).try_collect().await?;
-    println!("   {stream}");
+    say(format_args!("   {stream}"))?;
     for event in events {
         let time = event.recorded_at.format("%H:%M:%S%.3f");
         let payload = event.event.as_str();
         let shown: String = payload.chars().take(70).collect();
         let more = if shown.len() < payload.len() { "…" } else { "" };
-        println!("   {:>3}  {time}  {:<16} {shown}{more}", event.version, event.event_type);
+        let (version, event_type) = (event.version, event.event_type);
+        say(format_args!("   {version:>3}  {time}  {event_type:<16} {shown}{more}"))?;
     }
-    println!();
+    Ok(say("")?)
+}
+
+fn print_what_next(data_dir: &Path) -> Result<(), BoxError> {
+    let folder = match data_dir == Path::new(cli::DATA_DIR) {
+        true => String::new(),
+        false => format!("--data-dir {} ", quoted(&data_dir.display().to_string())),
+    };
+    say("What to type next\n")?;
+    for (arguments, what) in [
+        ("report", "the read models again"),
+        ("import FILE.csv.gz", "orders of your own"),
+        ("--help", "everything else"),
+    ] {
+        say(format_args!("   cargo run -p example-orders -- {folder}{arguments:<20}{what}"))?;
+    }
     Ok(())
 }
 
-fn print_what_next() {
-    println!(
-        "What to type next\n\n   \
-           cargo run -p example-orders -- report               the read models again\n   \
-           cargo run -p example-orders -- import FILE.csv.gz   orders of your own\n   \
-           cargo run -p example-orders -- --help               everything else"
-    );
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-".contains(c);
+    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }

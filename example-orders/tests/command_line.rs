@@ -3,20 +3,31 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::fs::PermissionsExt,
     path::PathBuf,
-    process::{Command, Output},
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
 };
 
 use annals::testing::{TestDatabase, database};
 
 const SAMPLE: &str = include_str!("../data/orders-sample.csv");
 
+/// A path in the system's temp folder that no other test has.
+fn temporary(name: &str) -> PathBuf {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("{}-{next}-{name}", std::process::id()))
+}
+
 /// A file that goes with the test.
 struct File(PathBuf);
 
 impl File {
     fn new(name: &str, text: &[u8]) -> Self {
-        let path = std::env::temp_dir().join(format!("{name}-{}.csv", std::process::id()));
+        let path = temporary(&format!("{name}.csv"));
         std::fs::write(&path, text).unwrap();
         Self(path)
     }
@@ -114,7 +125,13 @@ async fn a_file_without_a_column_is_refused() {
     let output = run(&database, &["import", file.path()]);
 
     assert_eq!(answer(&output).0, Some(1));
-    assert!(errors(&output).contains("the header has no column sku"), "{}", errors(&output));
+    let expected = format!("cannot import {}: the header has no column sku; it has order_id,", file.path());
+    assert!(errors(&output).contains(&expected), "{}", errors(&output));
+
+    let file = File::new("semicolons", SAMPLE.replace(',', ";").as_bytes());
+    let output = run(&database, &["import", file.path()]);
+    assert_eq!(answer(&output).0, Some(1));
+    assert!(errors(&output).contains("it holds semicolons, but fields"), "{}", errors(&output));
 }
 
 #[tokio::test]
@@ -126,11 +143,21 @@ async fn the_tour_can_be_taken_twice() {
 
         assert_eq!(answer(&output).0, Some(0), "{}", errors(&output));
         let text = String::from_utf8_lossy(&output.stdout);
-        for part in ["refused: the order is not confirmed yet", "nothing to do", "OrderCancelled", "What to type next"]
-        {
+        let next = "cargo run -p example-orders -- report   ";
+        for part in ["refused: the order is not confirmed yet", "nothing to do", "OrderCancelled", next] {
             assert!(text.contains(part), "{part} is missing in {text}");
         }
     }
+}
+
+#[tokio::test]
+async fn what_to_type_next_after_a_tour_names_the_folder_that_was_named() {
+    let database = database().await;
+
+    let output = run(&database, &["--data-dir", "my folder"]);
+
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("cargo run -p example-orders -- --data-dir 'my folder' report   "), "{text}");
 }
 
 /// The sample eight times, each time with other order ids.
@@ -142,26 +169,31 @@ fn eightfold() -> File {
     File::new("eightfold", lines.join("\n").as_bytes())
 }
 
-/// Starts an import and, once some orders are stored, sends it `signal`. Returns its exit code, and what it printed last.
-async fn interrupt(database: &TestDatabase, file: &File, signal: &str) -> (Option<i32>, String) {
-    let import = Command::new(env!("CARGO_BIN_EXE_example-orders"))
-        .args(["import", file.path(), "--json"])
-        .env("DATABASE_URL", database.url())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let pool = database.pool().await;
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+/// Starts an import into the database at `url`.
+fn start_import(url: &str, file: &File) -> Child {
+    let mut import = Command::new(env!("CARGO_BIN_EXE_example-orders"));
+    import.args(["import", file.path(), "--json"]).env("DATABASE_URL", url);
+    import.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits until so many orders are stored.
+async fn wait_for_orders(pool: &sqlx::PgPool, orders: i64) {
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let stored = "select count(*) from annals.events";
-        if sqlx::query_scalar::<_, i64>(stored).fetch_one(&pool).await.is_ok_and(|stored| stored >= 500) {
-            break;
+        if sqlx::query_scalar::<_, i64>(stored).fetch_one(pool).await.is_ok_and(|stored| stored >= orders) {
+            return;
         }
-        assert!(std::time::Instant::now() < deadline, "the import stores nothing");
+        assert!(Instant::now() < deadline, "the import stores nothing");
         tokio::task::yield_now().await;
     }
-    Command::new("kill").args([signal, &import.id().to_string()]).status().unwrap();
+}
+
+/// Starts an import and, once some orders are stored, sends it `signal`. Returns its exit code, and what it printed last.
+async fn interrupt(database: &TestDatabase, file: &File, name: &str) -> (Option<i32>, String) {
+    let import = start_import(database.url(), file);
+    wait_for_orders(&database.pool().await, 500).await;
+    signal(import.id(), name);
     answer(&import.wait_with_output().unwrap())
 }
 
@@ -199,4 +231,193 @@ async fn an_import_that_is_told_to_stop_drains_and_is_completed_by_the_next() {
     assert_eq!(code, Some(0));
     assert!(json.starts_with("{\"orders_accepted\":"), "{json}");
     completes(&database, &file).await;
+}
+
+/// A folder in the system's temp folder, gone with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = temporary(name);
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn signal(pid: u32, name: &str) {
+    assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in a minute: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Starts the program on a machine without Postgres, whose npm does not end, and waits for that npm.
+fn fetching(folder: &Folder) -> (Child, u32) {
+    let (npm_file, pid_file) = (folder.0.join("npm"), folder.0.join("npm.pid"));
+    std::fs::write(
+        &npm_file,
+        format!("#!/bin/sh\necho $$ > {0}.new; mv {0}.new {0}\nwhile :; do sleep 1; done\n", pid_file.display()),
+    )
+    .unwrap();
+    std::fs::set_permissions(&npm_file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = Command::new(env!("CARGO_BIN_EXE_example-orders"))
+        .args(["report", "--data-dir"])
+        .arg(folder.0.join("data"))
+        .env_remove("DATABASE_URL")
+        .env("PG_BIN", "/nowhere")
+        .env("PATH", format!("{}:{}", folder.0.display(), std::env::var("PATH").unwrap()))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("npm runs", || pid_file.exists());
+    (program, std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap())
+}
+
+fn is_running(pid: u32) -> bool {
+    let state = Command::new("ps").args(["-o", "stat=", "-p", &pid.to_string()]).output().unwrap().stdout;
+    !state.is_empty() && !state.starts_with(b"Z")
+}
+
+#[test]
+fn a_start_that_is_told_to_stop_ends_in_order_and_leaves_no_process() {
+    let folder = Folder::new("stopped-start");
+    let (program, npm) = fetching(&folder);
+
+    signal(program.id(), "-TERM");
+    let output = program.wait_with_output().unwrap();
+
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert!(errors(&output).contains("stopped"), "{}", errors(&output));
+    wait_until("npm is gone", || !is_running(npm));
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once_and_says_so() {
+    let (server, file) = (annals::testing::server().await, eightfold());
+    let mut program = start_import(server.url(), &file);
+    wait_for_orders(&server.pool().await, 500).await;
+    let mut said = BufReader::new(program.stderr.take().unwrap()).lines();
+
+    server.pause();
+    signal(program.id(), "-TERM");
+    let told = said.by_ref().any(|line| line.unwrap().contains("stopping in good order"));
+    signal(program.id(), "-INT");
+    let last = said.map(Result::unwrap).last().unwrap();
+    let code = program.wait().unwrap().code();
+    server.resume();
+
+    assert!(told, "{last}");
+    assert_eq!(code, Some(130));
+    assert!(last.contains("ended at once"), "{last}");
+}
+
+/// The end of an import whose server goes: exit code, what it printed last, and all that it said on the way.
+fn end_of(import: Child, said: impl Iterator<Item = std::io::Result<String>>) -> (Option<i32>, String, String) {
+    let said: Vec<String> = said.map(Result::unwrap).collect();
+    let (code, json) = answer(&import.wait_with_output().unwrap());
+    (code, json, said.join("\n"))
+}
+
+#[tokio::test]
+async fn an_import_goes_on_when_its_server_comes_back() {
+    let (mut server, file) = (annals::testing::server().await, eightfold());
+    let mut import = start_import(server.url(), &file);
+    wait_for_orders(&server.pool().await, 500).await;
+    let mut said = BufReader::new(import.stderr.take().unwrap()).lines();
+
+    server.kill();
+    let killed = Instant::now();
+    let told = said.by_ref().any(|line| line.unwrap().contains("PostgreSQL cannot be reached, waiting for it"));
+    println!("told after {:?}", killed.elapsed());
+    server.start().await;
+
+    let (code, json, said) = end_of(import, said);
+    assert!(told, "{said}");
+    assert!(said.contains("PostgreSQL answers again"), "{said}");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(json.contains("\"orders_accepted\":8000,") && json.contains("\"lines_accepted\":83104,"), "{json}");
+}
+
+#[tokio::test]
+async fn a_private_server_that_is_killed_under_an_import_is_started_again() {
+    let (folder, file) = (Folder::new("killed"), eightfold());
+    let data = folder.0.join("data");
+    let program = |arguments: &[&str]| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_example-orders"));
+        program.args(arguments).arg("--json").arg("--data-dir").arg(&data).env_remove("DATABASE_URL");
+        program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut import = program(&["import", file.path()]);
+    let mut said = BufReader::new(import.stderr.take().unwrap()).lines();
+    wait_until("the server is ready", || {
+        std::fs::read_to_string(data.join("pg/postmaster.pid")).is_ok_and(|text| text.contains("ready"))
+    });
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(data.join("pg.json")).unwrap()).unwrap();
+    wait_for_orders(&sqlx::PgPool::connect(json["url"].as_str().unwrap()).await.unwrap(), 500).await;
+
+    let pid_file = std::fs::read_to_string(data.join("pg/postmaster.pid")).unwrap();
+    signal(pid_file.lines().next().unwrap().parse().unwrap(), "-KILL");
+    let killed = Instant::now();
+    let told = said.by_ref().any(|line| line.unwrap().contains("cannot be reached"));
+    println!("told after {:?}", killed.elapsed());
+
+    let (code, json, said) = end_of(import, said);
+    assert!(told, "{said}");
+    assert!(said.contains("the private PostgreSQL had ended and was started again"), "{said}");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(json.contains("\"orders_accepted\":8000,") && json.contains("\"lines_accepted\":83104,"), "{json}");
+    let (code, json) = answer(&program(&["report"]).wait_with_output().unwrap());
+    assert_eq!(code, Some(0));
+    assert!(json.starts_with("{\"orders\":8000,\"lines\":83104,\"amount_cents\":24628232,"), "{json}");
+}
+
+#[tokio::test]
+async fn a_reader_that_has_gone_is_no_error() {
+    let (database, file) = (database().await, File::new("unread", SAMPLE.as_bytes()));
+
+    for arguments in [&["import", file.path(), "--json"][..], &["report"], &["report", "--json"], &[]] {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_example-orders"));
+        program.args(arguments).env("DATABASE_URL", database.url()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut program = program.spawn().unwrap();
+        drop(program.stdout.take());
+
+        let output = program.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", errors(&output));
+        assert!(!["error", "panicked"].iter().any(|word| errors(&output).contains(word)), "{}", errors(&output));
+    }
+    let (_, json) = answer(&run(&database, &["report", "--json"]));
+    assert!(json.starts_with("{\"orders\":1000,"), "{json}");
+}
+
+#[tokio::test]
+async fn where_there_is_no_terminal_an_import_tells_its_progress_line_by_line() {
+    let (database, file, pipe) = (database().await, eightfold(), temporary("pipe"));
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let pipe = File(pipe);
+    let mut import = start_import(database.url(), &pipe);
+    let mut said = BufReader::new(import.stderr.take().unwrap()).lines();
+    let text = std::fs::read(&file.0).unwrap();
+    let (first, rest) = text.split_at(text.len() / 2);
+
+    // The import cannot end before its progress was seen.
+    let mut input = std::fs::OpenOptions::new().write(true).open(&pipe.0).unwrap();
+    input.write_all(first).unwrap();
+    let line = said.by_ref().map(Result::unwrap).find(|line| line.ends_with(" a second"));
+    input.write_all(rest).unwrap();
+    drop(input);
+
+    assert!(line.is_some_and(|line| line.contains(" order")));
+    let (code, _, said) = end_of(import, said);
+    assert_eq!(code, Some(0), "{said}");
 }

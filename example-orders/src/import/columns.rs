@@ -3,7 +3,10 @@
 use chrono::{DateTime, Utc};
 
 use super::{record::Record, rejection::Fault};
-use crate::order::{CustomerId, Line, MAX_ORDER_CENTS, OrderId, Sku, StoreId};
+use crate::{
+    figures::counted,
+    order::{CustomerId, Line, MAX_ORDER_CENTS, OrderId, Sku, StoreId},
+};
 
 /// The columns that a file must have, in any order; it may have others.
 const NAMES: [&str; 10] = [
@@ -26,8 +29,8 @@ pub(crate) enum HeaderError {
     Empty,
     #[error("the first line is no header: {0}")]
     Unreadable(String),
-    #[error("the header has no column {missing}; it has {found}")]
-    Missing { missing: &'static str, found: String },
+    #[error("the header has no column {missing}; it has {found}{hint}")]
+    Missing { missing: &'static str, found: String, hint: &'static str },
     #[error("the header has the column {0} twice")]
     Twice(&'static str),
 }
@@ -65,8 +68,14 @@ impl Columns {
         for (place, name) in places.iter_mut().zip(NAMES) {
             let mut matches = found.iter().enumerate().filter(|(_, found)| found.trim() == name);
             let Some((index, _)) = matches.next() else {
-                let found = found.join(",").chars().take(200).collect::<String>().escape_debug().to_string();
-                return Err(HeaderError::Missing { missing: name, found });
+                let found = found.join(",");
+                let hint = match () {
+                    () if found.contains(';') => "; it holds semicolons, but fields are separated by commas here",
+                    () if found.contains('\t') => "; it holds tabs, but fields are separated by commas here",
+                    () => "",
+                };
+                let found = found.chars().take(200).collect::<String>().escape_debug().to_string();
+                return Err(HeaderError::Missing { missing: name, found, hint });
             };
             if matches.next().is_some() {
                 return Err(HeaderError::Twice(name));
@@ -122,7 +131,7 @@ impl Columns {
     }
 
     fn check_count(&self, record: &Record) -> Result<(), Fault> {
-        let reason = || format!("the row has {} fields, the header has {}", record.len(), self.count);
+        let reason = || format!("the row has {}, the header has {}", counted(record.len() as i64, "field"), self.count);
         if record.len() > self.count {
             return Err(Fault::new("row", reason()));
         }

@@ -50,7 +50,7 @@ impl Import {
     /// A column is missing, or the file `rejections` cannot be made.
     pub(crate) fn open(source: Source, rejections: Option<&Path>) -> Result<Self, BoxError> {
         let mut progress = Progress::new(&source)?;
-        let orders = Orders::new(source.text)?;
+        let orders = Orders::new(source.text).map_err(|error| format!("cannot import {}: {error}", source.name))?;
         if let Some(path) = rejections {
             let failed = |error| format!("cannot write the rejections to {}: {error}", path.display());
             progress.write_to(path).map_err(failed)?;

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use super::{in_flight::Recorded, rejection::Fault};
 use crate::order::{Order, OrderCommand, OrderId, Purchase};
 
-/// How long an order waits for a server that is away.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long an order waits for a server that is away; `--help` says so.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 

@@ -16,6 +16,8 @@ const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// A text to read, and how far it has been read.
 pub(crate) struct Source {
+    /// What errors call it.
+    pub(crate) name: String,
     pub(crate) text: Box<dyn Read + Send>,
     /// Bytes as they are stored, packed or not.
     pub(crate) total_bytes: u64,
@@ -41,7 +43,7 @@ impl Source {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let total_bytes = file.metadata()?.len();
-        Self::new(file, total_bytes)
+        Self::new(path.display().to_string(), file, total_bytes)
     }
 
     /// A text in memory.
@@ -50,10 +52,10 @@ impl Source {
     /// None that memory can give.
     pub(crate) fn of(text: impl AsRef<[u8]> + Send + 'static) -> io::Result<Self> {
         let total_bytes = text.as_ref().len() as u64;
-        Self::new(Cursor::new(text), total_bytes)
+        Self::new("a text in memory".into(), Cursor::new(text), total_bytes)
     }
 
-    fn new(stored: impl Read + Send + 'static, total_bytes: u64) -> io::Result<Self> {
+    fn new(name: String, stored: impl Read + Send + 'static, total_bytes: u64) -> io::Result<Self> {
         let bytes_read = BytesRead::default();
         let mut stored = Counted { stored, bytes_read: bytes_read.clone() };
         let mut magic = vec![];
@@ -61,7 +63,7 @@ impl Source {
         let gzipped = magic == GZIP_MAGIC;
         let whole = Cursor::new(magic).chain(stored);
         let text: Box<dyn Read + Send> = if gzipped { Box::new(MultiGzDecoder::new(whole)) } else { Box::new(whole) };
-        Ok(Self { text, total_bytes, bytes_read })
+        Ok(Self { name, text, total_bytes, bytes_read })
     }
 }
 

@@ -6,7 +6,7 @@ use annals::StoreError;
 use serde::Serialize;
 
 use super::rejection::Rejection;
-use crate::figures::{count, dollars};
+use crate::figures::{count, counted, dollars};
 
 /// What an import has done so far.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
@@ -58,17 +58,48 @@ impl Summary {
     /// A few lines for people.
     pub(crate) fn text(&self) -> String {
         let rate = self.orders() as f64 / self.seconds.max(0.001);
+        let number = |number: u64, thing| counted(number as i64, thing);
+        let were = |number: u64| if number == 1 { "was" } else { "were" };
+        let Self { orders_already_there: there, orders_rejected: rejected, lines_dropped: dropped, .. } = *self;
         format!(
-            "{} orders brought over: {} lines, {}\n{} orders were there already, {} were rejected; \
-             {} lines of quantity 0 were dropped\n{:.1} s, {} orders a second",
-            count(self.orders_accepted as i64),
-            count(self.lines_accepted as i64),
+            "{} brought over: {}, {}\n{} {} there already, {} {} rejected; {} of quantity 0 {} dropped\n\
+             {:.1} s, {} a second",
+            number(self.orders_accepted, "order"),
+            number(self.lines_accepted, "line"),
             dollars(self.amount_cents),
-            count(self.orders_already_there as i64),
-            count(self.orders_rejected as i64),
-            count(self.lines_dropped as i64),
+            number(there, "order"),
+            were(there),
+            count(rejected as i64),
+            were(rejected),
+            number(dropped, "line"),
+            were(dropped),
             self.seconds,
-            count(rate as i64),
+            counted(rate as i64, "order"),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_a_thing_is_not_several() {
+        let one = Summary {
+            orders_accepted: 1,
+            orders_already_there: 1,
+            orders_rejected: 1,
+            lines_accepted: 1,
+            lines_dropped: 1,
+            amount_cents: 5,
+            seconds: 3.0,
+        };
+
+        assert_eq!(
+            one.text(),
+            "1 order brought over: 1 line, $0.05\n1 order was there already, 1 was rejected; \
+             1 line of quantity 0 was dropped\n3.0 s, 1 order a second"
+        );
+        assert!(Summary::default().text().starts_with("0 orders brought over: 0 lines"));
     }
 }

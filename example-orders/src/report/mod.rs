@@ -8,6 +8,7 @@ use sqlx::{PgPool, Row, query};
 
 use crate::{
     figures::{count, dollars},
+    say::say,
     tables::table,
 };
 
@@ -54,7 +55,7 @@ pub(crate) async fn print(app: &App) -> Result<(), BoxError> {
     let counts = [totals.orders, totals.lines, totals.customers, totals.position.get()].map(count);
     let [orders, lines, customers, position] = counts;
     all.add_row([orders, lines, dollars(totals.amount_cents), customers, position]);
-    println!("All orders\n{all}\n");
+    say(format_args!("All orders\n{all}\n"))?;
 
     let pool = app.store().pool();
     print_best(pool, "Orders by status", ["status", "orders", "amount"], include_str!("statuses.sql")).await?;
@@ -69,8 +70,7 @@ async fn print_best(pool: &PgPool, title: &str, header: [&str; 3], sql: &'static
         let name: String = row.try_get("name")?;
         best.add_row([name, count(row.try_get("count")?), dollars(row.try_get("amount_cents")?)]);
     }
-    println!("{title}\n{best}\n");
-    Ok(())
+    Ok(say(format_args!("{title}\n{best}\n"))?)
 }
 
 /// Waits until every read model shows `position`, as long as they move.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{EmbeddedError, Fetch, Options, account::Account, fetch, place::Place, process};
+use super::{Attempt, EmbeddedError, Fetch, account::Account, fetch, place::Place, process, process::GivenUp};
 
 /// The oldest major version that the framework runs on.
 const OLDEST: u32 = 14;
@@ -31,7 +31,7 @@ impl Binaries {
         }
         let mut ask = Command::new(folder.join("postgres"));
         Account::becomes(account, ask.arg("--version").current_dir("/"));
-        let output = process::run(&mut ask, Duration::from_secs(10)).ok()?;
+        let output = process::run(&mut ask, Duration::from_secs(10), &GivenUp::default()).ok()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let version = text.split(") ").nth(1)?.split_whitespace().next()?.to_owned();
         let major = version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
@@ -51,9 +51,9 @@ impl Binaries {
 /// Chooses binaries for the cluster, fetching them when that is allowed and needed.
 ///
 /// `needed` is the major version of the cluster if there is one: its files can be run by no other.
-pub(super) fn resolve(options: &Options, place: &Place, needed: Option<u32>) -> Result<Binaries, EmbeddedError> {
+pub(super) fn resolve(attempt: &Attempt, place: &Place, needed: Option<u32>) -> Result<Binaries, EmbeddedError> {
     let account = place.account.as_ref();
-    let installed = if options.fetch == Fetch::Only { &[] } else { options.search.as_slice() };
+    let installed = if attempt.fetch == Fetch::Only { &[] } else { attempt.search.as_slice() };
     let mut found = Vec::new();
     for folder in installed.iter().cloned().chain(fetch::unpacked(&place.home)) {
         let Some(binaries) = Binaries::in_folder(&folder, account) else { continue };
@@ -63,7 +63,7 @@ pub(super) fn resolve(options: &Options, place: &Place, needed: Option<u32>) -> 
         found.push(format!("{} in {}", binaries.version, binaries.folder.display()));
     }
 
-    if let Some(needed) = needed.filter(|needed| *needed != fetch::major() || options.fetch == Fetch::Never) {
+    if let Some(needed) = needed.filter(|needed| *needed != fetch::major() || attempt.fetch == Fetch::Never) {
         let found = if found.is_empty() { "none".into() } else { found.join(", ") };
         return Err(EmbeddedError::WrongVersion { cluster: place.cluster(), needed, found });
     }
@@ -72,13 +72,13 @@ pub(super) fn resolve(options: &Options, place: &Place, needed: Option<u32>) -> 
         true if installed.is_empty() => "none was looked for".into(),
         true => format!("none in {}", list(installed)),
     };
-    if options.fetch == Fetch::Never {
+    if attempt.fetch == Fetch::Never {
         return Err(EmbeddedError::NotFound { reason, command: install_command() });
     }
     if !installed.is_empty() {
-        (options.announce)(&format!("no PostgreSQL {OLDEST} or newer on this machine ({reason})"));
+        (attempt.announce)(&format!("no PostgreSQL {OLDEST} or newer on this machine ({reason})"));
     }
-    fetch::fetch(place, options.announce)
+    fetch::fetch(place, attempt)
 }
 
 /// The folders where server binaries are looked for: only `PG_BIN` if that is set, else those of `PATH`, then the usual

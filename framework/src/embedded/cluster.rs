@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    EmbeddedError, Options,
+    Attempt, EmbeddedError,
     account::{self, Account},
     binaries::Binaries,
     connection::{Connection, write_private},
@@ -29,10 +29,10 @@ pub(super) fn major(cluster: &Path) -> Option<u32> {
 }
 
 /// Makes the cluster in a folder that appears when it is complete.
-pub(super) fn create(place: &Place, binaries: &Binaries, options: &Options) -> Result<(), EmbeddedError> {
-    (options.announce)(&format!("making a PostgreSQL {} cluster in {}", binaries.version, place.home.display()));
+pub(super) fn create(place: &Place, binaries: &Binaries, attempt: &Attempt) -> Result<(), EmbeddedError> {
+    (attempt.announce)(&format!("making a PostgreSQL {} cluster in {}", binaries.version, place.home.display()));
     let connection = Connection::with_new_password()?;
-    connection.write(&place.data)?;
+    connection.write(place)?;
 
     let new = place.unfinished("unfinished-cluster-")?;
     let private = fs::set_permissions(&new, fs::Permissions::from_mode(0o700));
@@ -45,14 +45,16 @@ pub(super) fn create(place: &Place, binaries: &Binaries, options: &Options) -> R
     let mut initdb = binaries.program("initdb", place.account.as_ref());
     initdb.args(["-U", "postgres", "-A", "scram-sha-256", "-E", "UTF8", "--no-locale", "--no-instructions"]);
     initdb.arg("--pwfile").arg(&password).arg("-D").arg(&new);
-    if !options.durable {
+    if !attempt.durable {
         initdb.arg("--no-sync");
     }
-    let output = process::run(&mut initdb, options.deadline);
+    let output = process::run(&mut initdb, attempt.deadline, &attempt.given_up);
     let _ = fs::remove_file(&password);
+    if !output.as_ref().is_ok_and(|output| output.status.success()) {
+        let _ = fs::remove_dir_all(&new);
+    }
     let output = output.tried("run initdb")?;
     if !output.status.success() {
-        let _ = fs::remove_dir_all(&new);
         let words = [output.stdout, output.stderr].concat();
         return Err(EmbeddedError::Initdb { output: last_lines(&String::from_utf8_lossy(&words)) });
     }
@@ -63,26 +65,23 @@ pub(super) fn create(place: &Place, binaries: &Binaries, options: &Options) -> R
 pub(super) fn launch(
     place: &Place,
     binaries: &Binaries,
-    options: &Options,
+    attempt: &Attempt,
 ) -> Result<(Connection, u32), EmbeddedError> {
-    let cluster = place.cluster();
-    let Some(saved) = Connection::read(&place.data) else {
-        return Err(EmbeddedError::NoPassword { cluster, file: place.data.join("pg.json") });
-    };
+    let saved = Connection::read(place)?;
     let begun = Instant::now();
-    let mut port = options.port.unwrap_or(saved.port);
+    let mut port = attempt.port.unwrap_or(saved.port);
     loop {
-        if options.port.is_none() {
+        if attempt.port.is_none() {
             port = free_port(port)?;
         }
         let mut connection = saved.clone().at(port);
         connection.version = binaries.version.clone();
         connection.binaries = binaries.folder.display().to_string();
-        connection.durable = options.durable;
-        connection.write(&place.data)?;
+        connection.durable = attempt.durable;
+        connection.write(place)?;
 
-        let in_time = begun.elapsed() < options.deadline;
-        match launch_at(port, place, binaries, options)? {
+        let in_time = begun.elapsed() < attempt.deadline;
+        match launch_at(port, place, binaries, attempt)? {
             Launched::Ready(pid) => return Ok((connection, pid)),
             // The port went to somebody else, or what a killed server left is still on its way out.
             Launched::Ended(tail) if in_time && passes(&tail) => thread::sleep(Duration::from_millis(50)),
@@ -104,13 +103,13 @@ fn passes(tail: &str) -> bool {
         .any(|reason| tail.contains(reason))
 }
 
-fn launch_at(port: u16, place: &Place, binaries: &Binaries, options: &Options) -> Result<Launched, EmbeddedError> {
+fn launch_at(port: u16, place: &Place, binaries: &Binaries, attempt: &Attempt) -> Result<Launched, EmbeddedError> {
     let cluster = place.cluster();
     postmaster::forget_stranger(&cluster);
     let (log, log_start) = open_log(place)?;
     let mut postgres = binaries.program("postgres", place.account.as_ref());
     postgres.arg("-D").arg(&cluster);
-    for (name, value) in settings(port, options) {
+    for (name, value) in settings(port, attempt) {
         postgres.arg("-c").arg(format!("{name}={value}"));
     }
     // A group of its own: the terminal's Ctrl-C is for the app, which still needs its database to end in order.
@@ -124,24 +123,29 @@ fn launch_at(port: u16, place: &Place, binaries: &Binaries, options: &Options) -
     thread::spawn(move || ended.send(child.wait()));
 
     let mut exited = false;
-    let ready = process::wait_until(Instant::now() + options.deadline, || {
+    let given_up = || attempt.given_up.is_set();
+    let ready = process::wait_until(Instant::now() + attempt.deadline, || {
         exited = end.try_recv().is_ok();
-        exited || Postmaster::read(&cluster).is_some_and(|it| it.pid == pid && it.ready)
+        exited || given_up() || Postmaster::read(&cluster).is_some_and(|it| it.pid == pid && it.ready)
     });
+    if given_up() && !exited {
+        postmaster::stop_process(pid)?;
+    }
+    attempt.given_up.check().tried("go on with the start of PostgreSQL")?;
     match (exited, ready) {
         (true, _) => Ok(Launched::Ended(tail_of(place, log_start))),
         (false, true) => Ok(Launched::Ready(pid)),
         (false, false) => Err(EmbeddedError::Timeout {
             what: format!("PostgreSQL (pid {pid}) is not ready"),
-            waited: options.deadline,
+            waited: attempt.deadline,
             next: format!("see {}; it may be recovering: start again to go on waiting", place.log().display()),
         }),
     }
 }
 
 /// The settings of one start. Later ones win, so the user's own come last.
-fn settings(port: u16, options: &Options) -> Vec<(String, String)> {
-    let durable = if options.durable { "on" } else { "off" };
+fn settings(port: u16, attempt: &Attempt) -> Vec<(String, String)> {
+    let durable = if attempt.durable { "on" } else { "off" };
     let fixed = [
         ("listen_addresses", "127.0.0.1"),
         ("port", &port.to_string()),
@@ -160,7 +164,7 @@ fn settings(port: u16, options: &Options) -> Vec<(String, String)> {
         ("log_timezone", "UTC"),
     ];
     let fixed = fixed.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
-    fixed.chain(options.settings.iter().cloned()).collect()
+    fixed.chain(attempt.settings.iter().cloned()).collect()
 }
 
 /// The port of the last start if it is free, so that connection strings stay; else any free one.

@@ -10,7 +10,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{EmbeddedError, account, error::Tried};
+use super::{EmbeddedError, account, error::Tried, place::Place};
+
+pub(super) const FILE: &str = "pg.json";
 
 /// What `pg.json` says; readable by its owner alone.
 #[derive(Clone, Serialize, Deserialize)]
@@ -27,8 +29,12 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn read(data: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(data.join("pg.json")).ok()?).ok()
+    /// From the data folder or, if that was deleted, from beside the cluster.
+    pub(super) fn read(place: &Place) -> Result<Self, EmbeddedError> {
+        let read = |folder: &Path| serde_json::from_slice(&fs::read(folder.join(FILE)).ok()?).ok();
+        read(&place.data)
+            .or_else(|| read(&place.home))
+            .ok_or_else(|| EmbeddedError::NoPassword { cluster: place.cluster(), file: place.data.join(FILE) })
     }
 
     /// For a new cluster: a password of 192 random bits, no port yet.
@@ -47,12 +53,16 @@ impl Connection {
         self
     }
 
-    /// Puts the file in place as a whole.
-    pub(super) fn write(&self, data: &Path) -> Result<(), EmbeddedError> {
+    /// Puts the file in place as a whole, also beside a cluster that lies elsewhere.
+    pub(super) fn write(&self, place: &Place) -> Result<(), EmbeddedError> {
         let text = serde_json::to_vec_pretty(self).unwrap_or_default();
-        let new = data.join("pg.json.new");
-        write_private(&new, &text)?;
-        fs::rename(&new, data.join("pg.json")).tried(format_args!("replace pg.json in {}", data.display()))
+        let put = |folder: &Path| {
+            let new = folder.join("pg.json.new");
+            write_private(&new, &text)?;
+            fs::rename(&new, folder.join(FILE)).tried(format_args!("replace {FILE} in {}", folder.display()))
+        };
+        put(&place.data)?;
+        if place.home == place.data { Ok(()) } else { put(&place.home) }
     }
 }
 

@@ -74,7 +74,10 @@ pub enum EmbeddedError {
     /// There is a cluster, but the file with its password is missing or damaged.
     ///
     /// Operator: restore the file, or move the cluster away to begin anew.
-    #[error("the cluster {} is there, but {} cannot be read; restore that file, or move the cluster away", cluster.display(), file.display())]
+    #[error(
+        "the cluster {0} is there, but {1} cannot be read; restore that file, or begin anew, with the old data kept aside: mv {0} {0}.old",
+        cluster.display(), file.display()
+    )]
     NoPassword {
         /// The cluster's folder.
         cluster: PathBuf,

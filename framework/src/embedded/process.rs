@@ -2,18 +2,30 @@
 
 use std::{
     fs, io,
+    os::unix::process::CommandExt,
     process::{Command, Output, Stdio},
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
+
+/// How long a killed process may take to be gone.
+const KILLED: Duration = Duration::from_secs(5);
 
 /// Sends a signal (`INT`, `KILL`) to every process of `pids`; those that are gone are passed over.
 ///
 /// The shell's own `kill` does it: every machine has that one, and this crate has no unsafe code.
 pub(crate) fn signal(name: &str, pids: &[u32]) {
+    send(name, pids.iter().map(u32::to_string));
+}
+
+fn send(name: &str, targets: impl IntoIterator<Item = String>) {
     let mut kill = Command::new("sh");
-    kill.args(["-c", r#"for pid; do kill -s "$0" "$pid"; done"#, name]).args(pids.iter().map(u32::to_string));
+    kill.args(["-c", r#"for pid; do kill -s "$0" -- "$pid"; done"#, name]).args(targets);
     let _ = kill.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
 }
 
@@ -54,16 +66,47 @@ fn children_in_proc(pid: u32) -> Vec<u32> {
     .collect()
 }
 
-/// Runs a command to its end and captures what it prints; kills it at the deadline.
-pub(super) fn run(command: &mut Command, deadline: Duration) -> io::Result<Output> {
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+/// Runs a command to its end and captures what it prints; kills it, and what it started, at the deadline or when the
+/// start that it is part of is given up.
+pub(super) fn run(command: &mut Command, deadline: Duration, given_up: &GivenUp) -> io::Result<Output> {
+    // A group of its own: it can be killed as a whole, and the terminal's Ctrl-C reaches the app alone.
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn()?;
     let pid = child.id();
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || sender.send(child.wait_with_output()));
-    receiver.recv_timeout(deadline).unwrap_or_else(|_| {
-        signal("KILL", &[pid]);
+    let mut output = None;
+    wait_until(Instant::now() + deadline, || {
+        output = receiver.try_recv().ok();
+        output.is_some() || given_up.is_set()
+    });
+    output.unwrap_or_else(|| {
+        send("KILL", [format!("-{pid}")]);
+        let _ = receiver.recv_timeout(KILLED);
+        given_up.check()?;
         Err(io::Error::new(io::ErrorKind::TimedOut, format!("no end within {} s", deadline.as_secs())))
     })
+}
+
+/// Whether nobody waits for a start any more; it is then broken off.
+#[derive(Debug, Clone, Default)]
+pub(super) struct GivenUp(Arc<AtomicBool>);
+
+impl GivenUp {
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn check(&self) -> io::Result<()> {
+        match self.is_set() {
+            true => Err(io::Error::new(io::ErrorKind::Interrupted, "nobody waits for it any more")),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Asks until the answer is yes; `false` when the deadline comes first.

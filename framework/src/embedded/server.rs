@@ -1,13 +1,20 @@
 //! A running server and this process's share in it.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{
+    fmt, fs,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use super::{
-    EmbeddedError, Options, binaries, blocking, cluster,
+    Attempt, EmbeddedError, Options, binaries, blocking, cluster,
     connection::Connection,
+    error::Tried,
     lock::{self, Lock},
     place::Place,
     postmaster,
+    process::GivenUp,
 };
 
 /// This process's share in a running server. The last share to go stops the server.
@@ -17,10 +24,11 @@ use super::{
 #[derive(Debug)]
 pub struct Server {
     connection: Connection,
-    pid: u32,
+    /// Of the last process: [`revive`](Self::revive) may start another.
+    pid: AtomicU32,
     how: How,
     place: Place,
-    announce: fn(&str),
+    options: Options,
     /// Held as long as this process uses the server.
     users: Option<Lock>,
 }
@@ -58,7 +66,7 @@ impl Server {
 
     /// The server's process.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.pid.load(Ordering::Relaxed)
     }
 
     /// Its port on 127.0.0.1.
@@ -84,12 +92,36 @@ impl Server {
         blocking(move || self.leave(Duration::from_secs(60))).await
     }
 
-    pub(crate) fn start(options: &Options) -> Result<Self, EmbeddedError> {
-        let place = Place::prepare(&options.data_dir, options.announce)?;
-        let _start = lock::exclusive(&place.data.join("start.lock"), options.deadline, options.announce)?;
+    /// Starts the server again if its process is gone, as it was and on its port, so that pools find it again. Returns
+    /// whether it was gone. It recovers what was committed.
+    ///
+    /// # Errors
+    /// As [`start`](super::start).
+    pub async fn revive(&self) -> Result<bool, EmbeddedError> {
+        if postmaster::is_running(&self.place.cluster()) {
+            return Ok(false);
+        }
+        let attempt = Attempt::new(Options { port: Some(self.port()), ..self.options.clone() });
+        let (_given_up, place) = (attempt.given_up_on_drop(), self.place.clone());
+        let (_, pid, _) = blocking(move || {
+            // A cluster that is gone with its data must not be replaced by an empty one behind the app's back.
+            let cluster = place.cluster();
+            fs::metadata(cluster.join("PG_VERSION")).tried(format_args!("find the cluster {}", cluster.display()))?;
+            let _start = start_lock(&place, &attempt)?;
+            join_or_launch(&place, &attempt)
+        })
+        .await?;
+        self.pid.store(pid, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    pub(crate) fn start(attempt: &Attempt) -> Result<Self, EmbeddedError> {
+        let place = Place::prepare(&attempt.data_dir, attempt.announce)?;
+        let _start = start_lock(&place, attempt)?;
         let users = lock::shared(&place.data.join("users.lock"))?;
-        let (connection, pid, how) = join_or_launch(&place, options)?;
-        Ok(Self { connection, pid, how, place, announce: options.announce, users: Some(users) })
+        let (connection, pid, how) = join_or_launch(&place, attempt)?;
+        let (pid, options) = (pid.into(), Options::clone(attempt));
+        Ok(Self { connection, pid, how, place, options, users: Some(users) })
     }
 
     fn leave(&mut self, limit: Duration) -> Result<Left, EmbeddedError> {
@@ -97,7 +129,8 @@ impl Server {
         if !self.place.data.exists() {
             return postmaster::stop(&self.place.cluster()).map(|()| Left::Stopped);
         }
-        let _start = lock::exclusive(&self.place.data.join("start.lock"), limit, self.announce)?;
+        let _start =
+            lock::exclusive(&self.place.data.join("start.lock"), limit, self.options.announce, &GivenUp::default())?;
         if !users.try_alone() {
             return Ok(Left::StillShared);
         }
@@ -106,24 +139,27 @@ impl Server {
     }
 }
 
+fn start_lock(place: &Place, attempt: &Attempt) -> Result<Lock, EmbeddedError> {
+    lock::exclusive(&place.data.join("start.lock"), attempt.deadline, attempt.announce, &attempt.given_up)
+}
+
 /// Under `start.lock`, and with `users.lock` held, so that nobody stops the server in between.
-fn join_or_launch(place: &Place, options: &Options) -> Result<(Connection, u32, How), EmbeddedError> {
-    if let Some((port, pid)) = postmaster::running(place, options)? {
-        let Some(connection) = Connection::read(&place.data) else {
-            return Err(EmbeddedError::NoPassword { cluster: place.cluster(), file: place.data.join("pg.json") });
-        };
-        if options.durable && !connection.durable {
+fn join_or_launch(place: &Place, attempt: &Attempt) -> Result<(Connection, u32, How), EmbeddedError> {
+    if let Some((port, pid)) = postmaster::running(place, attempt)? {
+        let connection = Connection::read(place)?.at(port);
+        if attempt.durable && !connection.durable {
             return Err(EmbeddedError::NotDurable { pid });
         }
-        return Ok((connection.at(port), pid, How::Joined));
+        connection.write(place)?;
+        return Ok((connection, pid, How::Joined));
     }
 
     let major = cluster::major(&place.cluster());
-    let binaries = binaries::resolve(options, place, major)?;
+    let binaries = binaries::resolve(attempt, place, major)?;
     if major.is_none() {
-        cluster::create(place, &binaries, options)?;
+        cluster::create(place, &binaries, attempt)?;
     }
-    let (connection, pid) = cluster::launch(place, &binaries, options)?;
+    let (connection, pid) = cluster::launch(place, &binaries, attempt)?;
     Ok((connection, pid, if major.is_none() { How::Created } else { How::Started }))
 }
 

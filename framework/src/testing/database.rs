@@ -22,7 +22,7 @@ use uuid::Uuid;
 use super::watchdog::{Afterwards, Watchdog};
 use crate::{
     BoxError,
-    embedded::{EmbeddedError, How, Options, Server, blocking, folders, process as os},
+    embedded::{Attempt, EmbeddedError, How, Options, Server, blocking, folders, process as os},
 };
 
 /// How long a test waits for its database, and for its end.
@@ -187,7 +187,7 @@ fn shared_server() -> Result<(String, bool), EmbeddedError> {
     let (data, folder) = folders(&options.data_dir, options.announce)?;
     let watchdog = Watchdog::watch(&data, &folder, Afterwards::Keep)
         .map_err(|source| EmbeddedError::Io { action: "run `sh` to stop the server after the tests".into(), source })?;
-    let server = Server::start(&options)?;
+    let server = Server::start(&Attempt::new(options.clone()))?;
     let url = server.url().to_owned();
     let left_over = server.how() == How::Started;
     *shared = Some((server, watchdog));

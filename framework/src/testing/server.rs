@@ -13,7 +13,7 @@ use super::{
     database::chain,
     watchdog::{Afterwards, Watchdog},
 };
-use crate::embedded::{self, EmbeddedError, Options, Server, blocking, folders, process};
+use crate::embedded::{self, Attempt, EmbeddedError, Options, Server, blocking, folders, process};
 
 /// How long the processes of a killed server may take to be gone.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -67,7 +67,7 @@ impl TestServer {
         let (data, cluster) = folders(&options.data_dir, options.announce)?;
         let watchdog =
             Watchdog::watch(&data, &cluster, Afterwards::Remove).map_err(failed("run `sh` to stop the server"))?;
-        let server = Server::start(&options)?;
+        let server = Server::start(&Attempt::new(options.clone()))?;
         options.port = Some(server.port());
         Ok(Self { url: server.url().into(), pid: server.pid(), server: Some(server), options, watchdog })
     }

@@ -50,7 +50,7 @@ fn a_bad_time() {
 #[test]
 fn a_missing_field() {
     rejects("5,7,3,2017-01-01T12:00:00Z,55\n", "product", "the row has 5 fields, the header has 10");
-    rejects("5\n", "customer_id", "the row has 1 fields, the header has 10");
+    rejects("5\n", "customer_id", "the row has 1 field, the header has 10");
 }
 
 #[test]

@@ -84,7 +84,7 @@ fn gzip_is_known_by_its_first_bytes() {
     let text = file([row(5), row(6)]);
 
     for stored in [text.clone(), gzip(&text)] {
-        let Source { text: unpacked, total_bytes, bytes_read } = open(&stored);
+        let Source { text: unpacked, total_bytes, bytes_read, .. } = open(&stored);
 
         let entries: Vec<Entry> = Orders::new(unpacked).unwrap().collect();
 
