@@ -2,6 +2,7 @@
 //!
 //! ```sh
 //! cargo run --release -p bench -- [case…] [--rounds N] [--seconds N] [--events N] [--orders FILE] [--json FILE]
+//! cargo run --release -p bench -- report FILE… [--folder docs/performance]
 //! ```
 //!
 //! Appends and commands stand beside `pgbench` inserting the same row shape, reads and read models beside a bare sqlx read
@@ -12,12 +13,13 @@ mod import;
 mod measure;
 mod pgbench;
 mod read;
+mod report;
 mod server;
 
 use std::{fs::File, io::Write, path::PathBuf};
 
 use annals::BoxError;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use comfy_table::Table;
 
 use crate::{
@@ -30,7 +32,10 @@ use crate::{
 
 /// What to run, and for how long.
 #[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    action: Option<Action>,
     /// Cases by name, or by its first parts, as `append` and `command-id`; all if none is given.
     cases: Vec<String>,
     /// Each case and its limit are run this often, in turn; the table shows medians.
@@ -48,6 +53,18 @@ struct Arguments {
     /// Writes one line of JSON a case to this file.
     #[arg(long)]
     json: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Prints what `--json` wrote as tables, and draws it.
+    Report {
+        /// What `--json` wrote.
+        files: Vec<PathBuf>,
+        /// Where the plots go.
+        #[arg(long, default_value = "docs/performance")]
+        folder: PathBuf,
+    },
 }
 
 /// Something that is measured beside its limit.
@@ -99,6 +116,9 @@ const MOST_CLIENTS: usize = 32;
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let arguments = Arguments::parse();
+    if let Some(Action::Report { files, folder }) = &arguments.action {
+        return report::report(files, folder).await;
+    }
     let wanted = |name: &str| {
         arguments.cases.is_empty()
             || arguments.cases.iter().any(|case| name == case || name.starts_with(&format!("{case}-")))

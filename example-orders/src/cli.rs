@@ -23,14 +23,14 @@ pub(crate) enum Command {
     /// Brings over the orders of an old system. Exit code 3 when something was rejected.
     ///
     /// A server that is away is waited for, about a minute. However an import ends, the same command goes on with it: what
-    /// is there already is not stored twice.
+    /// is there already is not stored twice. Ctrl-C ends it in good order with exit code 0, before the file's end.
     Import {
         /// A CSV file, gzipped or not.
         file: PathBuf,
         /// Ends with one line of JSON instead of a text.
         #[arg(long)]
         json: bool,
-        /// Writes every rejection to this file, one a line.
+        /// Writes every rejection to this file, one a line. It must not be there yet.
         #[arg(long, value_name = "FILE")]
         rejections: Option<PathBuf>,
     },

@@ -78,8 +78,9 @@ async fn in_shop(
         outcome = work(&shop) => outcome,
         never = shop.watch() => match never {},
     };
-    shop.close().await?;
-    outcome
+    let closed = shop.close().await;
+    let code = outcome?;
+    closed.map(|()| code)
 }
 
 async fn report(shop: &Shop, json: bool) -> Result<(), BoxError> {
@@ -117,11 +118,22 @@ async fn import(shop: &Shop, import: Import, json: bool, stop: &CancellationToke
 
 /// An error and what led to it, in one line.
 fn with_causes(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
+    let mut text = words(error);
     let mut cause = error.source();
     while let Some(error) = cause {
-        text = format!("{text}: {error}");
+        let words = words(error);
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
         cause = error.source();
     }
     text
+}
+
+/// What an error says; of Postgres' own errors the message alone, without the line of its source code.
+fn words(error: &(dyn Error + 'static)) -> String {
+    match error.downcast_ref() {
+        Some(sqlx::Error::Database(refusal)) => refusal.message().to_owned(),
+        _ => error.to_string(),
+    }
 }

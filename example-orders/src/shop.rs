@@ -10,7 +10,7 @@ use annals::{
 use crate::{
     order::Order,
     read_models::{CustomerSpend, DepartmentSales, OpenOrder, OrderSearch},
-    watch,
+    watch, with_causes,
 };
 
 /// The running shop.
@@ -31,8 +31,13 @@ impl Shop {
         match start(database.url()).await {
             Ok(app) => Ok(Self { app, database }),
             Err(error) => {
+                let given = database.server().is_none();
                 database.close().await?;
-                Err(error)
+                let text = with_causes(&*error);
+                Err(match given {
+                    true => format!("cannot use the database that DATABASE_URL names: {text}; correct the variable, or unset it for a private PostgreSQL").into(),
+                    false => error,
+                })
             }
         }
     }

@@ -27,7 +27,7 @@ pub(crate) async fn watch(database: &Database) -> Infallible {
             Ok(()) => {}
             Err(error) => {
                 if !away {
-                    note(format_args!("PostgreSQL cannot be reached, waiting for it: {error}"));
+                    note(format_args!("PostgreSQL cannot be reached, waiting for it: {}", with_causes(&*error)));
                 }
                 away = true;
                 hope = hope && revive(database).await;

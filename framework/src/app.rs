@@ -13,8 +13,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Aggregate, CommandCounts, ContractError, Either, Holder, Horizon, Id, InvalidInput, Options, Position, Projector,
-    Receipt, StreamId, View,
+    Aggregate, CommandCounts, ContractError, Either, Event, Holder, Horizon, Id, InvalidInput, Options, Payload,
+    Position, Projector, Receipt, Recorded, StreamId, Undecodable, View,
     error::{ExecuteError, StoreError},
     event::contract::Contracts,
     execute::{self, Repository},
@@ -72,6 +72,9 @@ pub enum WaitError {
         /// The failure that keeps it, if there is one.
         last_error: Option<String>,
     },
+    /// The app was shut down: nothing follows any more.
+    #[error("the app was shut down; its read models no longer move")]
+    Stopped,
     /// No read model of that name runs in this app.
     #[error("no view or projector {name:?} is registered in this app")]
     Unknown {
@@ -206,6 +209,7 @@ impl Builder {
             store,
             repositories,
             views: self.views,
+            contracts,
             followers: Mutex::new(followers),
             commands: TaskTracker::new(),
             stop,
@@ -234,6 +238,7 @@ struct Inner {
     store: Annals,
     repositories: HashMap<TypeId, Box<dyn Kept>>,
     views: HashMap<TypeId, ViewSql>,
+    contracts: Arc<Contracts>,
     followers: Mutex<Vec<(&'static str, Handle)>>,
     commands: TaskTracker,
     stop: CancellationToken,
@@ -323,6 +328,26 @@ impl App {
         self.repository::<A>()?.execute_in(conn, stream, &command, options).await
     }
 
+    /// Reads an event that a stream or the log brought as the aggregate's own type, through its upcasts.
+    ///
+    /// ```
+    /// # use annals::{App, BoxError, Event, ReadStream, StreamId};
+    /// # use futures::TryStreamExt;
+    /// # async fn history<E: Event + std::fmt::Debug>(app: &App, stream: &StreamId) -> Result<(), BoxError> {
+    /// let mut events = std::pin::pin!(app.store().read_stream(stream, ReadStream::default()));
+    /// while let Some(stored) = events.try_next().await? {
+    ///     let recorded = app.decode::<E>(&stored)?;
+    ///     println!("{} {:?}", recorded.recorded_at, recorded.event);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Undecodable`] says which event this build cannot read, and why.
+    pub fn decode<E: Event>(&self, recorded: &Recorded<Payload>) -> Result<Recorded<E>, Undecodable> {
+        self.inner.contracts.decode(recorded)
+    }
+
     /// Reads the document `key` of the view `V`, as far as the view has come.
     ///
     /// # Errors
@@ -331,6 +356,10 @@ impl App {
     pub async fn get<V: View>(&self, key: impl Into<Id>) -> Result<Option<V>, StoreError> {
         let sql = self.view::<V>()?.get.clone();
         let key = key.into();
+        // Postgres takes no such text, so there is no such document.
+        if key.contains('\0') {
+            return Ok(None);
+        }
         let text: Option<String> = self
             .inner
             .store
@@ -355,7 +384,13 @@ impl App {
             .inner
             .read("list documents", |mut conn| {
                 let (sql, after) = (sql.clone(), after.map(|after| after.to_string()));
-                async move { sqlx::query_as(sql).bind(after).bind(limit as i64).fetch_all(&mut *conn).await }
+                async move {
+                    sqlx::query_as(sql)
+                        .bind(after)
+                        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+                        .fetch_all(&mut *conn)
+                        .await
+                }
             })
             .await?;
         let decode = |(key, text): (String, String)| {
@@ -390,6 +425,9 @@ impl App {
     pub async fn wait_for(&self, name: &str, position: Position, longest: Duration) -> Result<(), WaitError> {
         let found =
             |(known, handle): &(&'static str, Handle)| (*known == name).then(|| (*known, handle.position.clone()));
+        if self.inner.stop.is_cancelled() {
+            return Err(WaitError::Stopped);
+        }
         let Some((name, mut seen)) = self.lock_followers().iter().find_map(found) else {
             return Err(WaitError::Unknown { name: name.into() });
         };
@@ -414,6 +452,9 @@ impl App {
     /// # Errors
     /// As [`App::wait_for`], of the first that is behind.
     pub async fn wait_for_all(&self, position: Position, longest: Duration) -> Result<(), WaitError> {
+        if self.inner.stop.is_cancelled() {
+            return Err(WaitError::Stopped);
+        }
         let names: Vec<_> = self.lock_followers().iter().map(|(name, _)| *name).collect();
         let waits = join_all(names.into_iter().map(|name| self.wait_for(name, position, longest))).await;
         waits.into_iter().collect()

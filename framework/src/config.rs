@@ -53,7 +53,8 @@ pub struct Config {
     pub pooler: Pooler,
     /// What may be appended.
     pub limits: Limits,
-    /// How long an append may take, queue and conflicts of lanes included.
+    /// How long an append may take, queue and conflicts of lanes included; what has been sent by then is given another second
+    /// to answer.
     /// Default: 20 s.
     pub append_deadline: Duration,
     /// How long a command may take: loading, deciding, appending, and deciding again after conflicts.

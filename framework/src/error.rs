@@ -154,8 +154,9 @@ pub enum StoreError {
     },
     /// The deadline passed, or the server was lost, after the append was sent: it may be written or not.
     ///
-    /// Caller: look for `event_ids` with [`Annals::find_events`](crate::Annals::find_events), or repeat the command with the
-    /// same command id, which takes effect at most once.
+    /// Caller: look for `event_ids` with [`Annals::find_events`](crate::Annals::find_events). If they are not there, they may
+    /// still come: append again at an exact version, or repeat the command with the same command id, which takes effect at
+    /// most once.
     #[error(
         "the append to {stream} was sent and its outcome could not be learned: look for its event ids with \
          Annals::find_events"
@@ -213,7 +214,7 @@ impl StoreError {
         }
     }
 
-    /// Whether the same call may succeed later, without a change of its input.
+    /// Whether the same call may succeed later; after a conflict, with a version that was read again.
     ///
     /// [`StoreError::UnknownOutcome`] is not retryable as such: the events may be there. A command with a command id is.
     pub fn is_retryable(&self) -> bool {
@@ -233,7 +234,6 @@ fn is_passing(code: Option<&str>) -> bool {
 
 /// Why a command had no effect.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum ExecuteError<R: std::error::Error + 'static> {
     /// The aggregate refused, on state that was proved current. Nothing was written.
     ///

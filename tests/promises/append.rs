@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use annals::testing::database;
-use annals::{Annals, Append, Config, ExpectedVersion, Metadata, NewEvent, Receipt, StoreError, StreamId, Version};
+use annals::{
+    Annals, Append, Config, ExpectedVersion, Metadata, NewEvent, ReadStream, Receipt, StoreError, StreamId, Version,
+};
 use futures::future::join_all;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::{interval, timeout};
@@ -292,4 +294,53 @@ async fn what_an_event_was_appended_with_comes_back() {
     assert_eq!(recorded.metadata, metadata);
     let other = store.read_stream_page(&stream("note-2"), annals::ReadStream::default(), 10).await.unwrap().events;
     assert_eq!(other[1].metadata.correlation_id, Some(other[0].event_id), "one append belongs together");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_is_the_same_alone_and_in_a_batch() {
+    let database = database().await;
+    let store = open(database.url()).await;
+    let id = Uuid::from_u128(7);
+    let metadata = Metadata {
+        correlation_id: Some(id),
+        causation_id: Some(id),
+        command_id: Some(id),
+        actor: Some("ada".into()),
+        traceparent: Some("00-1-2-01".into()),
+    };
+    for (nth, (expected, count)) in
+        [(ExpectedVersion::NoStream, 3), (at(3), 1), (ANY, 2), (at(3), 2), (ExpectedVersion::NoStream, 1), (at(9), 1)]
+            .into_iter()
+            .enumerate()
+    {
+        let alone = store.append_all(vec![append("one", expected, count)], metadata.clone()).await;
+        let other = append(&format!("other-{nth}"), ANY, 1);
+        let batched = store.append_all(vec![append("two", expected, count), other], metadata.clone()).await;
+
+        match (alone, batched) {
+            (Ok(alone), Ok(batched)) => {
+                assert_eq!((alone[0].version, alone[0].appended), (batched[0].version, batched[0].appended));
+                let last = store.read_stream_page(&stream("one"), backwards(), 1).await.unwrap().events;
+                assert_eq!((last[0].version, last[0].position), (alone[0].version, alone[0].position));
+            }
+            (
+                Err(StoreError::Conflict { expected: wanted, actual, .. }),
+                Err(StoreError::Conflict { expected: also_wanted, actual: also_actual, .. }),
+            ) => assert_eq!((wanted, actual), (also_wanted, also_actual)),
+            different => panic!("{expected:?}: {different:?}"),
+        }
+    }
+    let different = "select count(*) from annals.events one left join annals.events two
+       on two.stream = 'two' and two.version = one.version
+       where one.stream = 'one' and (one.event_type, one.payload::text, one.schema_version, one.correlation_id,
+         one.causation_id, one.command_id, one.actor, one.traceparent)
+       is distinct from (two.event_type, two.payload::text, two.schema_version, two.correlation_id, two.causation_id,
+         two.command_id, two.actor, two.traceparent)";
+    assert_eq!(ask(database.url(), different).await, 0);
+    assert_eq!(ask(database.url(), "select count(*) from annals.events where stream = 'one'").await, 6);
+    assert_eq!(ask(database.url(), "select count(*) from annals.events where stream = 'two'").await, 6);
+}
+
+fn backwards() -> ReadStream {
+    ReadStream { backwards: true, ..ReadStream::default() }
 }

@@ -52,7 +52,12 @@ impl Import {
         let mut progress = Progress::new(&source)?;
         let orders = Orders::new(source.text).map_err(|error| format!("cannot import {}: {error}", source.name))?;
         if let Some(path) = rejections {
-            let failed = |error| format!("cannot write the rejections to {}: {error}", path.display());
+            let failed = |error: io::Error| match error.kind() {
+                io::ErrorKind::AlreadyExists => {
+                    format!("{} is there already: delete it, or name another file for the rejections", path.display())
+                }
+                _ => format!("cannot write the rejections to {}: {error}", path.display()),
+            };
             progress.write_to(path).map_err(failed)?;
         }
         Ok(Self { orders, progress })

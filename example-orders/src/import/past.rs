@@ -38,7 +38,6 @@ pub(super) async fn record(
                 return Ok(Recorded::Refused(Fault::new("row", error.to_string())));
             }
             Err(ExecuteError::Store(error)) => error,
-            Err(other) => return Err(StoreError::Unfit(other.to_string())),
         };
         let unknown = matches!(error, StoreError::UnknownOutcome { .. });
         perhaps_written |= unknown;

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io::{Read, Seek, SeekFrom},
+    io::{self, Read, Seek, SeekFrom},
     net::{Ipv4Addr, TcpListener},
     os::unix::{fs::OpenOptionsExt, fs::PermissionsExt, process::CommandExt},
     path::Path,
@@ -30,6 +30,14 @@ pub(super) fn major(cluster: &Path) -> Option<u32> {
 
 /// Makes the cluster in a folder that appears when it is complete.
 pub(super) fn create(place: &Place, binaries: &Binaries, attempt: &Attempt) -> Result<(), EmbeddedError> {
+    if let Ok(mut entries) = fs::read_dir(place.cluster())
+        && entries.next().is_some()
+    {
+        // Before anything is written: its password is in the file that this would replace.
+        let cluster = place.cluster();
+        let found = io::Error::other("there is a cluster whose PG_VERSION cannot be read");
+        return Err(found).tried(format_args!("make a cluster in {}: move it away or mend it", cluster.display()));
+    }
     (attempt.announce)(&format!("making a PostgreSQL {} cluster in {}", binaries.version, place.home.display()));
     let connection = Connection::with_new_password()?;
     connection.write(place)?;
@@ -83,6 +91,15 @@ pub(super) fn launch(
         let in_time = begun.elapsed() < attempt.deadline;
         match launch_at(port, place, binaries, attempt)? {
             Launched::Ready(pid) => return Ok((connection, pid)),
+            // One that an app started and did not live to see.
+            Launched::Ended(tail) if in_time && tail.contains(LOCKED) => match postmaster::running(place, attempt)? {
+                Some((port, pid)) => {
+                    let connection = connection.at(port);
+                    connection.write(place)?;
+                    return Ok((connection, pid));
+                }
+                None => thread::sleep(Duration::from_millis(50)),
+            },
             // The port went to somebody else, or what a killed server left is still on its way out.
             Launched::Ended(tail) if in_time && passes(&tail) => thread::sleep(Duration::from_millis(50)),
             Launched::Ended(tail) => return Err(EmbeddedError::Start { log: place.log(), tail }),
@@ -96,9 +113,12 @@ enum Launched {
     Ended(String),
 }
 
+/// What a server says that finds another one in its folder.
+const LOCKED: &str = "lock file \"postmaster.pid\"";
+
 /// Whether a start that ended so may go well a moment later. `lc_messages` is C, so these are the server's words.
 fn passes(tail: &str) -> bool {
-    ["could not create any TCP/IP sockets", "pre-existing shared memory block", "lock file \"postmaster.pid\""]
+    ["could not create any TCP/IP sockets", "pre-existing shared memory block"]
         .iter()
         .any(|reason| tail.contains(reason))
 }
@@ -123,15 +143,18 @@ fn launch_at(port: u16, place: &Place, binaries: &Binaries, attempt: &Attempt) -
     thread::spawn(move || ended.send(child.wait()));
 
     let mut exited = false;
-    let given_up = || attempt.given_up.is_set();
+    let mut given_up = false;
     let ready = process::wait_until(Instant::now() + attempt.deadline, || {
         exited = end.try_recv().is_ok();
-        exited || given_up() || Postmaster::read(&cluster).is_some_and(|it| it.pid == pid && it.ready)
+        given_up = attempt.given_up.is_set();
+        exited || given_up || Postmaster::read(&cluster).is_some_and(|it| it.pid == pid && it.ready)
     });
-    if given_up() && !exited {
-        postmaster::stop_process(pid)?;
+    if given_up {
+        if !exited {
+            postmaster::stop_process(pid)?;
+        }
+        attempt.given_up.check().tried("go on with the start of PostgreSQL")?;
     }
-    attempt.given_up.check().tried("go on with the start of PostgreSQL")?;
     match (exited, ready) {
         (true, _) => Ok(Launched::Ended(tail_of(place, log_start))),
         (false, true) => Ok(Launched::Ready(pid)),

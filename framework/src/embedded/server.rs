@@ -1,7 +1,7 @@
 //! A running server and this process's share in it.
 
 use std::{
-    fmt, fs,
+    fmt, fs, io,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -103,15 +103,20 @@ impl Server {
         }
         let attempt = Attempt::new(Options { port: Some(self.port()), ..self.options.clone() });
         let (_given_up, place) = (attempt.given_up_on_drop(), self.place.clone());
-        let (_, pid, _) = blocking(move || {
+        let (connection, pid, _) = blocking(move || {
+            let _start = start_lock(&place, &attempt)?;
             // A cluster that is gone with its data must not be replaced by an empty one behind the app's back.
             let cluster = place.cluster();
             fs::metadata(cluster.join("PG_VERSION")).tried(format_args!("find the cluster {}", cluster.display()))?;
-            let _start = start_lock(&place, &attempt)?;
             join_or_launch(&place, &attempt)
         })
         .await?;
         self.pid.store(pid, Ordering::Relaxed);
+        if connection.url != self.connection.url {
+            let found = io::Error::other(format!("another app has started it on port {}", connection.port));
+            return Err(found)
+                .tried(format_args!("find the server again on port {}: start the app again", self.port()));
+        }
         Ok(true)
     }
 

@@ -7,10 +7,10 @@ use crate::{
     Aggregate, Position, Receipt, Recorded, StreamId, Version,
     error::StoreError,
     event::contract::Contracts,
-    store::{Annals, recorded},
+    store::{Annals, Names, recorded},
 };
 
-const PAGE: i64 = 1_000;
+const PAGE: i64 = 10_000;
 
 /// An aggregate as it was after `version` events, the last of them at `position`.
 pub(crate) struct State<A> {
@@ -59,7 +59,7 @@ impl<A: Aggregate> State<A> {
         snapshots: i32,
     ) -> Result<Read<A>, StoreError> {
         let what = "load an aggregate";
-        let mut last_type = None;
+        let mut names = Names::default();
         loop {
             let mut count = 0;
             // One row at a time: a page of large payloads never sits in memory.
@@ -71,7 +71,7 @@ impl<A: Aggregate> State<A> {
                 .fetch(&mut *conn);
             while let Some(row) = rows.try_next().await.map_err(StoreError::on(what))? {
                 count += 1;
-                let raw = recorded(&row, &mut last_type).map_err(StoreError::on(what))?;
+                let raw = recorded(&row, &mut names).map_err(StoreError::on(what))?;
                 let snapshot: Option<&str> = row.try_get(13).map_err(StoreError::on(what))?;
                 if let Some(json) = snapshot {
                     match serde_json::from_str(json) {

@@ -9,10 +9,10 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use crate::{
-    ExpectedVersion, InvalidInput, Metadata, Payload, Receipt, StreamId,
+    Event, ExpectedVersion, InvalidInput, Metadata, Payload, PayloadLimits, Receipt, StreamId,
     config::Limits,
     error::StoreError,
-    event::json::check_json,
+    event::{encode::encode, json::check_json},
     store::{
         Annals,
         batch::{Appended, Batch, Fault},
@@ -42,6 +42,19 @@ impl NewEvent {
             schema_version: 1,
             payload: Payload::stored(payload),
         }
+    }
+
+    /// `event` as an aggregate's command would store it, for an append without one.
+    ///
+    /// # Errors
+    /// [`InvalidInput`] if it cannot be stored: a union, NaN, `\u0000`, too deep or too long.
+    pub fn of<E: Event>(event: &E) -> Result<Self, InvalidInput> {
+        if E::UNION {
+            return Err(InvalidInput::Other("a union is only read; append the event of one of its aggregates".into()));
+        }
+        let encoded = encode(event, &PayloadLimits::default())?;
+        let schema_version = E::schema_version(encoded.event_type);
+        Ok(Self { schema_version, ..Self::new(encoded.event_type, encoded.payload) })
     }
 }
 

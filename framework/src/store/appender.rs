@@ -30,7 +30,9 @@ use crate::{
 /// Where a request is: decides what a caller that gives up may say.
 pub(super) const WAITING: u8 = 0;
 pub(super) const SENT: u8 = 1;
-pub(super) const GIVEN_UP: u8 = 2;
+const GIVEN_UP: u8 = 2;
+/// How much longer than its deadline a caller waits for the answer to what was sent.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// One append on its way, and its caller.
 pub(super) struct Request {
@@ -43,6 +45,11 @@ pub(super) struct Request {
 }
 
 impl Request {
+    /// Whether its caller no longer waits: it was told that nothing is written, or it is gone.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.state.load(Ordering::Acquire) == GIVEN_UP || self.reply.is_closed()
+    }
+
     pub(super) fn streams(&self) -> impl Iterator<Item = &StreamId> {
         self.work.appends.iter().map(|append| &append.stream)
     }
@@ -108,20 +115,21 @@ impl Appender {
         }
         let places = [self.appends.take(1)?, self.bytes.take(work.bytes())?];
         let state = Arc::new(AtomicU8::new(WAITING));
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
         let (event_ids, stream) = (work.event_ids(), work.appends[0].stream.clone());
         let deadline = Instant::now() + limit;
         let request = Request { work, state: state.clone(), deadline, limit, reply, places };
         self.queue.send(request).map_err(|_| StoreError::Closed)?;
-        match timeout(limit, answer).await {
-            Ok(Ok(result)) => result,
-            // The dispatcher is gone, with this request still in its hands.
-            Ok(Err(_)) => Err(StoreError::UnknownOutcome { stream, event_ids }),
-            Err(_) => match state.compare_exchange(WAITING, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => Err(StoreError::Timeout { what: "append", after: limit }),
-                Err(_) => Err(StoreError::UnknownOutcome { stream, event_ids }),
-            },
-        }
+        let answered = match timeout(limit, &mut answer).await {
+            Ok(answered) => answered.ok(),
+            Err(_) if state.compare_exchange(WAITING, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire).is_ok() => {
+                return Err(StoreError::Timeout { what: "append", after: limit });
+            }
+            // It was sent. The answer is mostly on its way, and better than none.
+            Err(_) => timeout(GRACE, answer).await.ok().and_then(Result::ok),
+        };
+        // Without one, the dispatcher may be gone with this request in its hands.
+        answered.unwrap_or(Err(StoreError::UnknownOutcome { stream, event_ids }))
     }
 
     /// Takes no more, and returns when what waits is written.

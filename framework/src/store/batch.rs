@@ -104,6 +104,12 @@ impl<'w> Batch<'w> {
     /// Sends the batch. Returns a row `(head, position, known)` an entry.
     pub(crate) async fn send(&self, conn: &mut PgConnection, sql: &Sql) -> Result<Vec<PgRow>, Fault> {
         let appends = &self.appends;
+        if let [(work, append)] = appends[..]
+            && work.record.is_none()
+            && !append.events.is_empty()
+        {
+            return send_one(work, append, conn, sql).await;
+        }
         let column = |of: fn(&'w Work, &'w Append, bool) -> Option<&'w str>| -> Vec<Option<&'w str>> {
             appends.iter().zip(&self.entries).map(|((work, append), entry)| of(work, append, entry.1 == 0)).collect()
         };
@@ -169,6 +175,26 @@ impl<'w> Batch<'w> {
         }
         outcomes
     }
+}
+
+/// A caller alone pays for no batch: its arrays, sets and joins are a third of what one append costs.
+async fn send_one(work: &Work, append: &Append, conn: &mut PgConnection, sql: &Sql) -> Result<Vec<PgRow>, Fault> {
+    let (metadata, events) = (&work.metadata, &append.events);
+    sqlx::query(sql.append_one.clone())
+        .bind(append.stream.as_str())
+        .bind(expected(append))
+        .bind(metadata.correlation_id)
+        .bind(metadata.causation_id)
+        .bind(metadata.command_id)
+        .bind(metadata.actor.as_deref())
+        .bind(metadata.traceparent.as_deref())
+        .bind(events.iter().map(|event| event.event_id).collect::<Vec<Uuid>>())
+        .bind(events.iter().map(|event| &*event.event_type).collect::<Vec<&str>>())
+        .bind(events.iter().map(|event| event.schema_version as i16).collect::<Vec<i16>>())
+        .bind(events.iter().map(|event| event.payload.as_str()).collect::<Vec<&str>>())
+        .fetch_all(conn)
+        .await
+        .map_err(Fault::of)
 }
 
 /// The expected version as the statement takes it: negative for any.

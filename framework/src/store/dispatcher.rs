@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
-    sync::{Weak, atomic::Ordering},
+    sync::Weak,
 };
 
 use tokio::{
@@ -14,7 +14,7 @@ use crate::{
     Config, StreamId,
     store::{
         Inner,
-        appender::{GIVEN_UP, Request},
+        appender::Request,
         lane::{Lane, write_held},
     },
 };
@@ -113,10 +113,11 @@ impl Dispatcher {
                     }
                     None => open = false,
                 },
-                _ = closing.wait_for(|closing| *closing), if open => {
+                () = async { drop(closing.wait_for(|closing| *closing).await) }, if open => {
                     open = false;
                     requests.close();
-                    while let Ok(request) = requests.try_recv() {
+                    // Also what is being sent at this moment.
+                    while let Some(request) = requests.recv().await {
                         self.arrive(request);
                     }
                 }
@@ -221,7 +222,7 @@ impl Dispatcher {
         let (mut batch, mut later, mut reserved) = (Vec::new(), BTreeMap::new(), HashSet::new());
         let (mut events, mut bytes) = (0, 0);
         while let Some((nth, request)) = self.waiting.pop_first() {
-            if request.state.load(Ordering::Acquire) == GIVEN_UP {
+            if request.is_given_up() {
                 request.streams().for_each(|stream| self.call_next(stream));
                 continue;
             }

@@ -196,6 +196,7 @@ async fn send(
     // Whoever gave up while this was waiting has been told that nothing was written: so nothing is.
     let part: Vec<Request> = part
         .into_iter()
+        .filter(|request| !request.is_given_up())
         .filter(|request| request.state.compare_exchange(WAITING, SENT, Ordering::AcqRel, Ordering::Acquire).is_ok())
         .collect();
     if part.is_empty() {
@@ -282,6 +283,8 @@ fn again_as(sent: fn(Vec<Request>) -> Sent, part: Vec<Request>) -> Sent {
 async fn wait_for_server(part: Vec<Request>, error: StoreError) -> Sent {
     const PAUSE: Duration = Duration::from_millis(100);
     let hopeless = !error.is_retryable();
+    let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+    let text = format!("{error}{source}");
     let mut error = Some(error);
     let mut rest = Vec::with_capacity(part.len());
     for request in part {
@@ -289,8 +292,10 @@ async fn wait_for_server(part: Vec<Request>, error: StoreError) -> Sent {
             rest.push(request);
         } else if let Some(error) = error.take() {
             request.answer(Err(error));
+        } else if hopeless {
+            request.answer(Err(StoreError::Unfit(text.clone())));
         } else {
-            let source = sqlx::Error::Protocol("the server cannot be reached".into());
+            let source = sqlx::Error::Protocol(text.clone());
             request.answer(Err(StoreError::Unavailable { what: "connect", source }));
         }
     }

@@ -36,7 +36,7 @@ pub(crate) use self::{
     appender::Appender,
     batch::Appended,
     marker::horizon,
-    read::recorded,
+    read::{Names, recorded},
 };
 use crate::{
     Config, Pooler,

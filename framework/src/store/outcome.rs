@@ -35,7 +35,7 @@ pub(crate) enum Settled {
 pub(crate) async fn settle(inner: &Inner, backend: Backend, works: &[&Work], deadline: Instant) -> Settled {
     let mut pause = Duration::from_millis(5);
     loop {
-        match look(inner, backend, works).await {
+        match look(inner, backend, works, deadline).await {
             Ok(Some(outcomes)) => return Settled::Known(outcomes),
             Ok(None) => pause = Duration::from_millis(20),
             Err(error) => {
@@ -51,7 +51,12 @@ pub(crate) async fn settle(inner: &Inner, backend: Backend, works: &[&Work], dea
 }
 
 /// One look: nothing if the old backend still lives, and has not committed all of it.
-async fn look(inner: &Inner, backend: Backend, works: &[&Work]) -> Result<Option<Vec<Option<Appended>>>, StoreError> {
+async fn look(
+    inner: &Inner,
+    backend: Backend,
+    works: &[&Work],
+    deadline: Instant,
+) -> Result<Option<Vec<Option<Appended>>>, StoreError> {
     let mut conn = connect(&inner.options, inner.config.connect_deadline).await?;
     let looking = async {
         // First whether it is gone: what it committed before that, the statements that follow see.
@@ -62,7 +67,9 @@ async fn look(inner: &Inner, backend: Backend, works: &[&Work]) -> Result<Option
         }
         Ok(Some(outcomes).filter(|outcomes| gone || outcomes.iter().all(Option::is_some)))
     };
-    let result: Result<_, sqlx::Error> = within(inner.config.statement_deadline, "look for an append", looking).await?;
+    // A look at a large batch is many statements: it has the time that its callers have.
+    let limit = deadline.saturating_duration_since(Instant::now()).max(inner.config.statement_deadline);
+    let result: Result<_, sqlx::Error> = within(limit, "look for an append", looking).await?;
     let _ = tokio::time::timeout(Duration::from_secs(1), conn.close()).await;
     result.map_err(StoreError::on("look for an append"))
 }

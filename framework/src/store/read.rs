@@ -149,12 +149,11 @@ impl Annals {
     /// Finds events by their ids, in position order: up to 100 at once, and those above the safe position too.
     ///
     /// For a [`StoreError::UnknownOutcome`], of whose events all are stored or none: one of its ids answers for all. What is
-    /// not there may still come while that append's connection lives, at most for [`Config::statement_deadline`].
+    /// there is there; what is not may still come, for as long as that append's connection lives on the server. To settle
+    /// it, append again at an exact version, or send the command again with the same command id: of the two, one loses.
     ///
     /// There is no index of single ids. Each costs a look at the summary of every 16 pages of the log, which is quick for a
     /// few ids and a log of any size, and no way to read many events.
-    ///
-    /// [`Config::statement_deadline`]: crate::Config::statement_deadline
     ///
     /// # Errors
     /// [`StoreError::Unavailable`], [`StoreError::Timeout`]; [`StoreError::Invalid`] for more than 100 ids.
@@ -172,8 +171,8 @@ impl Annals {
             let (sql, event_ids) = (sql.clone(), event_ids.to_vec());
             async move {
                 let rows = sqlx::query(sql).bind(event_ids).fetch_all(&mut *conn).await?;
-                let mut last_type = None;
-                rows.iter().map(|row| recorded(row, &mut last_type)).collect()
+                let mut names = Names::default();
+                rows.iter().map(|row| recorded(row, &mut names)).collect()
             }
         };
         self.inner.read("find events by id", finding).await
@@ -272,14 +271,14 @@ async fn fetch_page(
     let before = event_bytes.load(Ordering::Relaxed);
     let first_chunk = FIRST_CHUNK.min(PAGE_BYTES / before.max(1) + 1);
     let (mut events, mut bytes) = (Vec::new(), 0);
-    let mut last_type: Option<Arc<str>> = None;
+    let mut names = Names::default();
     while events.len() < limit && bytes < PAGE_BYTES {
         let room =
             if events.is_empty() { first_chunk } else { (PAGE_BYTES - bytes) / (bytes / events.len()).max(1) + 1 };
         let (chunk, known) = (room.min(limit - events.len()), events.len());
         let mut rows = conn.fetch(query(events.last(), chunk));
         while let Some(row) = rows.try_next().await? {
-            let event = recorded(&row, &mut last_type)?;
+            let event = recorded(&row, &mut names)?;
             bytes += event.event.as_str().len();
             events.push(event);
             if bytes >= PAGE_BYTES {
@@ -296,12 +295,23 @@ async fn fetch_page(
     Ok(Rows { events, cut: true })
 }
 
+/// The names in the row before, which the next one mostly repeats.
+#[derive(Default)]
+pub(crate) struct Names {
+    stream: Option<StreamId>,
+    event_type: Option<Arc<str>>,
+}
+
 /// An envelope, from the columns that every reading statement lists in the same order.
-pub(crate) fn recorded(row: &PgRow, last_type: &mut Option<Arc<str>>) -> Result<Recorded<Payload>, sqlx::Error> {
-    let name: &str = row.try_get(9)?;
-    let event_type = match last_type {
-        Some(last) if **last == *name => last.clone(),
-        _ => last_type.insert(name.into()).clone(),
+pub(crate) fn recorded(row: &PgRow, names: &mut Names) -> Result<Recorded<Payload>, sqlx::Error> {
+    let (stream, event_type): (&str, &str) = (row.try_get(8)?, row.try_get(9)?);
+    let stream = match &names.stream {
+        Some(last) if last.as_str() == stream => last.clone(),
+        _ => names.stream.insert(StreamId::stored(stream)).clone(),
+    };
+    let event_type = match &names.event_type {
+        Some(last) if **last == *event_type => last.clone(),
+        _ => names.event_type.insert(event_type.into()).clone(),
     };
     Ok(Recorded {
         position: Position::new(row.try_get(0)?),
@@ -309,7 +319,7 @@ pub(crate) fn recorded(row: &PgRow, last_type: &mut Option<Arc<str>>) -> Result<
         event_id: row.try_get(2)?,
         recorded_at: row.try_get(6)?,
         schema_version: row.try_get::<i16, _>(7)?.unsigned_abs(),
-        stream: StreamId::stored(row.try_get(8)?),
+        stream,
         event_type,
         metadata: Metadata {
             correlation_id: row.try_get(3)?,

@@ -2,6 +2,8 @@
 
 use std::{any::Any, time::Duration};
 
+use sqlx::postgres::PgDatabaseError;
+
 use crate::{
     BoxError, Position,
     error::{StoreError, Undecodable},
@@ -70,11 +72,11 @@ impl Failure {
     /// The error with all its causes, in one line.
     pub(super) fn text(&self) -> String {
         let error: &(dyn std::error::Error + 'static) = &*self.error;
-        let mut text = error.to_string();
+        let mut text = words(error);
         let mut source = error.source();
         while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            if !text.ends_with(&cause_text) {
+            let cause_text = words(cause);
+            if !text.contains(&cause_text) {
                 text = format!("{text}: {cause_text}");
             }
             source = cause.source();
@@ -85,6 +87,13 @@ impl Failure {
         }
         text.replace('\0', "\\0")
     }
+}
+
+/// What an error says. Postgres' own words come with what they are about, and without the line of its source code.
+fn words(error: &(dyn std::error::Error + 'static)) -> String {
+    let Some(sqlx::Error::Database(refusal)) = error.downcast_ref() else { return error.to_string() };
+    let detail = refusal.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::detail);
+    format!("{}{}", refusal.message(), detail.map(|detail| format!(" ({detail})")).unwrap_or_default())
 }
 
 impl From<StoreError> for Failure {

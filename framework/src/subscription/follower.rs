@@ -263,10 +263,9 @@ impl<F: Follower> Runner<F> {
             self.forget(place);
             return Ok(());
         }
-        let Found { events, last, all } = self.find(at.epoch, at.read, frontier.last, *limit).await?;
+        let Found { events, last, .. } = self.find(at.epoch, at.read, frontier.last, *limit).await?;
         // The window may have grown past the frontier meanwhile: what it holds is final.
-        let last = last.unwrap_or(at.read);
-        let to = if all { last.max(frontier.last) } else { last };
+        let to = last.unwrap_or(at.read);
         if !events.is_empty() {
             match self.apply(&events, at.committed, to).await? {
                 Applied::Committed => (at.committed.position, at.saved_at) = (to, Instant::now()),
@@ -305,12 +304,13 @@ impl<F: Follower> Runner<F> {
             return Ok(found);
         }
         let ahead = ahead.filter(|ahead| (ahead.epoch, ahead.after, ahead.limit) == (epoch, after, limit));
+        // One that failed was asked for some time ago: it says nothing about now.
         let read = match ahead {
-            Some(ahead) => ahead.page.await.ok(),
+            Some(ahead) => ahead.page.await.ok().and_then(Result::ok),
             None => None,
         };
         let found = match read {
-            Some(found) => found?,
+            Some(found) => found,
             None => self.read(after, last, limit).await?,
         };
         if let (false, Some(after)) = (found.all, found.last) {
@@ -332,7 +332,8 @@ impl<F: Follower> Runner<F> {
             let read = ReadLog { after, categories, ..ReadLog::default() };
             let page = store.read_final(&read, last, limit).await?;
             let events = page.events.into_iter().map(Arc::new).collect();
-            Ok(Found { events, last: page.next, all: page.next.is_none() })
+            // A page that is the last one looked through everything up to the position that was `last` when it was asked for.
+            Ok(Found { events, last: Some(page.next.unwrap_or(last)), all: page.next.is_none() })
         }
     }
 

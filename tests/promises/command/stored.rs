@@ -1,8 +1,8 @@
 //! P6: an event that this build cannot read is named exactly; older ones are led to the current version.
 
 use annals::{
-    Aggregate, Annals, App, Change, Context, Event, ExpectedVersion, Id, NewEvent, Recorded, StoreError, StreamId,
-    Upcast, View, testing::database,
+    Aggregate, Annals, App, Change, Context, Event, ExpectedVersion, Id, NewEvent, ReadStream, Recorded, StoreError,
+    StreamId, Upcast, View, testing::database,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -253,4 +253,22 @@ async fn an_upcast_that_fails_names_the_event_and_the_step() {
     let words = "the upcast from version 1 failed: `kilowatts` is no whole number";
     assert!(error.contains(words), "{error}");
     assert!(app.followers()[0].last_error.as_ref().unwrap().contains(words));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_go_into_the_log_and_out_of_it_as_the_aggregates_own_type() {
+    let database = database().await;
+    let app = open(database.url()).await.app().aggregate::<Order>().start().await.unwrap();
+    let stream = StreamId::of("order", 1).unwrap();
+    let placed = OrderEvent::Placed { customer: "ada".into(), cents: 5 };
+
+    let new = NewEvent::of(&placed).unwrap();
+    app.store().append(&stream, ExpectedVersion::NoStream, vec![new]).await.unwrap();
+    write(app.store(), "order-1", "Teleported", 1, "null").await;
+
+    let page = app.store().read_stream_page(&stream, ReadStream::default(), 10).await.unwrap();
+    let read = app.decode::<OrderEvent>(&page.events[0]).unwrap();
+    assert_eq!((read.stream.id(), read.event), ("1", placed));
+    let unknown = app.decode::<OrderEvent>(&page.events[1]).unwrap_err();
+    assert_eq!((unknown.version.get(), &*unknown.event_type), (2, "Teleported"));
 }

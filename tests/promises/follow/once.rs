@@ -132,7 +132,9 @@ impl Projector for Slow {
             return Err("not yet".into());
         }
         let positions: Vec<i64> = events.iter().map(|event| event.position.get()).collect();
-        sqlx::query("insert into seen select * from unnest($1::bigint[])").bind(positions).execute(conn).await?;
+        // Long enough for others to append meanwhile.
+        let insert = "insert into seen select position from unnest($1::bigint[]) position, pg_sleep(0.03)";
+        sqlx::query(insert).bind(positions).execute(conn).await?;
         Ok(())
     }
 }
@@ -163,6 +165,37 @@ async fn a_follower_far_behind_the_events_in_memory_catches_up_from_the_database
     let seen: (i64, i64) =
         sqlx::query_as("select count(*), max(position) from annals_slow.seen").fetch_one(store.pool()).await.unwrap();
     assert_eq!(seen, (21_000, last.unwrap().get()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_catches_up_while_others_append_misses_nothing() {
+    let database = database().await;
+    let store = open(database.url()).await;
+    let append = async |stream: usize, count: usize| {
+        let event = NewEvent::new("Confirmed", "null");
+        let events = (0..count).map(|_| NewEvent { event_id: uuid::Uuid::now_v7(), ..event.clone() }).collect();
+        store.append(&StreamId::of("order", stream).unwrap(), ExpectedVersion::Any, events).await.unwrap().position
+    };
+    // More than a page, all of it older than what the app will have in memory.
+    let mut last = append(0, 9_500).await;
+    let app = store.app().aggregate::<Order>().projector(Slow(Arc::new(AtomicBool::new(true)))).start().await.unwrap();
+    // Its last page is read ahead, up to where the log ended then, while the one before is applied.
+    eventually("it has come that far", || async { status(&app, "slow").position.get() >= 6_000 }).await;
+    while status(&app, "slow").position < last {
+        last = join_all((0..8).map(|stream| append(stream, 3))).await.into_iter().max().unwrap();
+        if last.get() > 30_000 {
+            break;
+        }
+    }
+    app.wait_for("slow", last, LONG).await.unwrap();
+
+    let missed: i64 = sqlx::query_scalar(
+        "select count(*) from annals.events e where not exists (select from annals_slow.seen s where s.position = e.position)",
+    )
+    .fetch_one(store.pool())
+    .await
+    .unwrap();
+    assert_eq!(missed, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

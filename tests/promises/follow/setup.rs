@@ -103,6 +103,28 @@ async fn what_the_text_says_builds_a_read_model_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_runs_on_while_a_read_model_is_built_again_writes_nothing_old_into_it() {
+    let database = database().await;
+    let old = shop(database.url(), |_| ()).await;
+    let placed = old.execute::<Order>(1, place("ada", 10)).await.unwrap();
+    old.wait_for_all(placed.position, LONG).await.unwrap();
+
+    let rows = "drop schema annals_spend cascade; delete from annals.checkpoints where follower = 'spend'; \
+                delete from annals.followers where name = 'spend'";
+    database.pool().await.execute(sqlx::raw_sql(rows)).await.unwrap();
+    let new = shop(database.url(), |_| ()).await;
+    new.wait_for_all(placed.position, LONG).await.unwrap();
+    // What only the new one knows: the old one has another document in memory, and stands at the same position.
+    let mend = "update annals_spend.documents set document = '{\"cents\":1000,\"orders\":1}'";
+    new.store().pool().execute(mend).await.unwrap();
+    new.shutdown().await;
+    let placed = old.execute::<Order>(2, place("ada", 5)).await.unwrap();
+    old.wait_for_all(placed.position, LONG).await.unwrap();
+
+    assert_eq!(old.get::<Spend>("ada").await.unwrap(), Some(Spend { cents: 1005, orders: 2 }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn processes_that_start_together_set_up_one_read_model() {
     let database = database().await;
 
@@ -151,4 +173,6 @@ async fn a_wait_ends_with_the_app() {
 
     let Err(WaitError::Behind { at, behind: 5, waited, .. }) = waited else { panic!("{waited:?}") };
     assert!(at == placed.position && waited < LONG, "{at} {waited:?}");
+    let (one, all) = (app.wait_for("spend", beyond, LONG).await, app.wait_for_all(beyond, LONG).await);
+    assert!(matches!((&one, &all), (Err(WaitError::Stopped), Err(WaitError::Stopped))), "{one:?} {all:?}");
 }
