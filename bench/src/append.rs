@@ -49,7 +49,7 @@ impl Aggregate for Counter {
 }
 
 /// The text that makes a payload of 250 bytes.
-fn note() -> String {
+pub(crate) fn note() -> String {
     "x".repeat(239)
 }
 
@@ -57,8 +57,21 @@ fn note() -> String {
 pub(crate) async fn append(server: &Server, events: usize, callers: usize, seconds: u64) -> Result<Figures, BoxError> {
     server.drop_store(STORE).await?;
     let annals = Annals::connect(config(server)).await?;
-    let payload = format!("{{\"note\":\"{}\"}}", note());
     server.settle().await?;
+    let figures = append_to(&annals, &note(), events, callers, seconds).await;
+    annals.close().await;
+    figures
+}
+
+/// The same with a payload that holds `note`, in a store that is there.
+pub(crate) async fn append_to(
+    annals: &Annals,
+    note: &str,
+    events: usize,
+    callers: usize,
+    seconds: u64,
+) -> Result<Figures, BoxError> {
+    let payload = format!("{{\"note\":\"{note}\"}}");
     let call = async |until: Instant| -> Result<Vec<u64>, BoxError> {
         let mut latencies = vec![];
         while Instant::now() < until {
@@ -73,9 +86,7 @@ pub(crate) async fn append(server: &Server, events: usize, callers: usize, secon
         }
         Ok(latencies)
     };
-    let figures = run(events, callers, seconds, call).await;
-    annals.close().await;
-    figures
+    run(events, callers, seconds, call).await
 }
 
 /// The same as full commands: load, decide, append. With `ids`, each has a command id from outside.

@@ -13,7 +13,10 @@ use annals::BoxError;
 use serde::Deserialize;
 use tokio::{process::Command, time::sleep};
 
-use crate::{measure::Figures, server::Server};
+use crate::{
+    measure::Figures,
+    server::{Server, peak},
+};
 
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../example-orders/data/orders-sample.csv");
 const DATABASE: &str = "bench_import";
@@ -68,7 +71,7 @@ impl Import {
         let status = format!("/proc/{}/status", child.id().unwrap_or_default());
         let mut resident_mb = None;
         while child.try_wait()?.is_none() {
-            resident_mb = peak(&status).or(resident_mb);
+            resident_mb = peak(Path::new(&status)).or(resident_mb);
             sleep(Duration::from_millis(50)).await;
         }
         let output = child.wait_with_output().await?;
@@ -79,13 +82,6 @@ impl Import {
         let elapsed = Duration::from_secs_f64(summary.seconds);
         Ok(Figures { resident_mb, ..Figures::rate(summary.orders_accepted, elapsed) })
     }
-}
-
-/// The most memory that a process has had, in MB; none where the system does not say.
-fn peak(status: &str) -> Option<u64> {
-    let text = fs::read_to_string(status).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
 }
 
 /// The same server's address with the import's own database.

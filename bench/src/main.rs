@@ -2,6 +2,7 @@
 //!
 //! ```sh
 //! cargo run --release -p bench -- [case…] [--rounds N] [--seconds N] [--events N] [--orders FILE] [--json FILE]
+//! cargo run --release -p bench -- growth [--largest EVENTS] [--json FILE]
 //! cargo run --release -p bench -- report FILE… [--folder docs/performance]
 //! ```
 //!
@@ -9,6 +10,7 @@
 //! of the same rows, the import beside single commands.
 
 mod append;
+mod growth;
 mod import;
 mod measure;
 mod pgbench;
@@ -65,6 +67,21 @@ enum Action {
         #[arg(long, default_value = "docs/performance")]
         folder: PathBuf,
     },
+    /// What becomes of the rates when one thing grows, and what an event costs.
+    Growth {
+        /// The longest log, in events; 10,000,000 take some 8 GB of disk.
+        #[arg(long, default_value_t = 1_000_000)]
+        largest: usize,
+        /// How long one measurement of appends takes.
+        #[arg(long, default_value_t = 4)]
+        seconds: u64,
+        /// Writes one line of JSON a figure to this file.
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// One of several processes that append.
+    #[command(hide = true)]
+    Writer { url: String, store: String, callers: usize, seconds: u64 },
 }
 
 /// Something that is measured beside its limit.
@@ -116,8 +133,17 @@ const MOST_CLIENTS: usize = 32;
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let arguments = Arguments::parse();
-    if let Some(Action::Report { files, folder }) = &arguments.action {
-        return report::report(files, folder).await;
+    match &arguments.action {
+        Some(Action::Report { files, folder }) => return report::report(files, folder).await,
+        Some(Action::Growth { largest, seconds, json }) => {
+            let server = Server::open().await?;
+            growth::growth(&server, *largest, *seconds, json.as_deref()).await?;
+            return server.close().await;
+        }
+        Some(Action::Writer { url, store, callers, seconds }) => {
+            return growth::writer(url, store, *callers, *seconds).await;
+        }
+        None => {}
     }
     let wanted = |name: &str| {
         arguments.cases.is_empty()

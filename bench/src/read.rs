@@ -18,18 +18,18 @@ use crate::{
 const LONG: Duration = Duration::from_secs(600);
 
 #[derive(Serialize, Deserialize, JsonSchema)]
-enum SaleEvent {
+pub(crate) enum SaleEvent {
     Sold { customer: i64, cents: i64, note: String },
 }
 impl Event for SaleEvent {}
 
 #[derive(Default, Serialize, Deserialize)]
-struct Sale {
+pub(crate) struct Sale {
     cents: i64,
 }
 
 #[derive(Serialize)]
-enum SaleCommand {
+pub(crate) enum SaleCommand {
     Sell {
         customer: i64,
         cents: i64,
@@ -118,7 +118,13 @@ pub(crate) enum Order {
 /// A store with `events` events, equally many to each of `streams`; the stream's number is the customer.
 ///
 /// It stays for all rounds: only read models are built anew.
-async fn fill(server: &Server, store: &str, events: usize, streams: usize, order: Order) -> Result<(), BoxError> {
+pub(crate) async fn fill(
+    server: &Server,
+    store: &str,
+    events: usize,
+    streams: usize,
+    order: Order,
+) -> Result<(), BoxError> {
     let mut conn = server.connect().await?;
     let there = format!("select to_regclass('{store}.events') is not null");
     if sqlx::query_scalar(AssertSqlSafe(there)).fetch_one(&mut conn).await? {
@@ -150,7 +156,7 @@ async fn fill(server: &Server, store: &str, events: usize, streams: usize, order
     Ok(())
 }
 
-async fn connect(server: &Server, store: &str) -> Result<Annals, BoxError> {
+pub(crate) async fn connect(server: &Server, store: &str) -> Result<Annals, BoxError> {
     Ok(Annals::connect(Config { store: store.into(), ..server::config(server.url()) }).await?)
 }
 
@@ -174,20 +180,33 @@ pub(crate) async fn load(server: &Server, length: usize) -> Result<(Figures, Fig
     }
     let limit = Figures::of(latencies, length, start.elapsed());
 
-    let app = connect(server, &store).await?.app().aggregate::<Sale>().start().await?;
+    if bytes == 0 {
+        return Err("the bare read found nothing".into());
+    }
+    Ok((load_some(server, &store, streams, length).await?, limit))
+}
+
+/// Loads the first `streams` aggregates, each of which has `length` events.
+pub(crate) async fn load_some(
+    server: &Server,
+    store: &str,
+    streams: usize,
+    length: usize,
+) -> Result<Figures, BoxError> {
+    let app = connect(server, store).await?.app().aggregate::<Sale>().start().await?;
     let mut latencies = vec![];
     let start = Instant::now();
     for nth in 0..streams {
         let begun = Instant::now();
         let receipt = app.execute::<Sale>(nth, SaleCommand::Look).await?;
         latencies.push(begun.elapsed().as_micros() as u64);
-        if receipt.version.get() as usize != length || bytes == 0 {
+        if receipt.version.get() as usize != length {
             return Err(format!("sale-{nth} has {} events instead of {length}", receipt.version).into());
         }
     }
-    let ours = Figures::of(latencies, length, start.elapsed());
+    let figures = Figures::of(latencies, length, start.elapsed());
     app.shutdown().await;
-    Ok((ours, limit))
+    Ok(figures)
 }
 
 /// What catches up.
@@ -219,12 +238,21 @@ pub(crate) async fn catch_up(
     drop(rows);
     let limit = Figures::rate(events, start.elapsed());
 
+    if bytes == 0 {
+        return Err("the bare read found nothing".into());
+    }
+    Ok((build(server, store, model, events).await?, limit))
+}
+
+/// Builds a read model over all `events` events of `store`, and forgets it.
+pub(crate) async fn build(server: &Server, store: &str, model: Model, events: usize) -> Result<Figures, BoxError> {
+    forget_models(server, store).await?;
     let annals = connect(server, store).await?;
     let end = annals.horizon().await?.safe;
     let app = annals.app().aggregate::<Sale>();
-    let (name, table) = match model {
-        Model::View => (Spend::NAME, "spend.documents"),
-        Model::Projector => (SpendTable::NAME, "spend_table.spend"),
+    let (name, sum) = match model {
+        Model::View => (Spend::NAME, "sum((document->>'cents')::bigint)::bigint"),
+        Model::Projector => (SpendTable::NAME, "sum(cents)::bigint"),
     };
     let start = Instant::now();
     let app = match model {
@@ -232,19 +260,19 @@ pub(crate) async fn catch_up(
         Model::Projector => app.projector(SpendTable).start().await?,
     };
     app.wait_for(name, end, LONG).await?;
-    let ours = Figures::rate(events, start.elapsed());
-    let cents = if model == Model::View { "(document->>'cents')::bigint" } else { "cents" };
-    let sum = format!("select sum({cents})::bigint from {store}_{table}");
-    let sum: i64 = sqlx::query_scalar(AssertSqlSafe(sum)).fetch_one(&mut conn).await?;
-    if sum as usize != events * 100 || bytes == 0 {
+    let figures = Figures::rate(events, start.elapsed());
+    let table = if model == Model::View { "documents" } else { "spend" };
+    let sum = format!("select {sum} from {store}_{name}.{table}");
+    let sum: i64 = sqlx::query_scalar(AssertSqlSafe(sum)).fetch_one(&mut server.connect().await?).await?;
+    if sum as usize != events * 100 {
         return Err(format!("the read model sums up to {sum} instead of {}", events * 100).into());
     }
     app.shutdown().await;
     forget_models(server, store).await?;
-    Ok((ours, limit))
+    Ok(figures)
 }
 
-async fn forget_models(server: &Server, store: &str) -> Result<(), BoxError> {
+pub(crate) async fn forget_models(server: &Server, store: &str) -> Result<(), BoxError> {
     let mut drops: Vec<String> =
         [Spend::NAME, SpendTable::NAME].map(|name| format!("drop schema if exists {store}_{name} cascade")).into();
     drops.push(format!("delete from {store}.checkpoints; delete from {store}.followers"));

@@ -19,7 +19,7 @@ use crate::{measure::Figures, server::Server};
 #[serde(untagged)]
 enum Line {
     Peer { case: String, package: String, per_s: Option<f64> },
-    Growth { growth: String, curve: String, x: f64, per_s: f64 },
+    Growth { growth: String, x: f64, curve: String, unit: String, value: f64 },
     Case { case: String, ours: Figures, limit: Option<Figures>, ratio: Option<f64> },
 }
 
@@ -131,30 +131,37 @@ fn peers(lines: &[Line], folder: &Path) -> Result<String, BoxError> {
     Ok(text)
 }
 
-/// One table and one plot an axis, one curve for each thing that was measured along it.
+/// One table an axis, and one plot for each unit along it.
 fn growth(lines: &[Line], folder: &Path) -> Result<String, BoxError> {
-    let mut axes: Vec<&str> = vec![];
+    let mut axes: Vec<(&str, &str)> = vec![];
     for line in lines {
-        if let Line::Growth { growth, .. } = line
-            && !axes.contains(&growth.as_str())
+        if let Line::Growth { growth, unit, .. } = line
+            && !axes.contains(&(growth, unit))
         {
-            axes.push(growth);
+            axes.push((growth, unit));
         }
     }
     let mut text = String::new();
-    for axis in axes {
-        writeln!(text, "| {axis} | of | per second |\n| --- | --- | --- |")?;
+    for (axis, of) in axes {
+        writeln!(text, "| {axis} | of | {of} |\n| --- | --- | --- |")?;
         let mut bars = vec![];
         for line in lines {
-            let Line::Growth { growth, curve, x, per_s } = line else { continue };
-            if growth == axis {
-                writeln!(text, "| {x:.0} | {curve} | {per_s:.0} |")?;
-                bars.push((format!("{curve}, {x:.0}"), *per_s));
+            let Line::Growth { growth, x, curve, unit, value } = line else { continue };
+            if growth == axis && unit == of {
+                writeln!(text, "| {x:.0} | {curve} | {value:.0} |")?;
+                bars.push((format!("{curve}, {x:.0}"), *value));
             }
         }
-        draw_bars(&folder.join(format!("growth-{axis}.svg")), &format!("per second, by number of {axis}"), &bars)?;
+        writeln!(text)?;
+        bars.sort_by(|(one, _), (other, _)| curve_of(one).cmp(curve_of(other)));
+        let name: String = of.chars().filter(char::is_ascii_alphanumeric).collect();
+        draw_bars(&folder.join(format!("growth-{axis}-{name}.svg")), &format!("{of}, by number of {axis}"), &bars)?;
     }
     Ok(text)
+}
+
+fn curve_of(label: &str) -> &str {
+    label.rsplit_once(", ").map_or(label, |(curve, _)| curve)
 }
 
 /// Horizontal bars, each with its label and figure.

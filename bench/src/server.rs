@@ -1,6 +1,6 @@
 //! The server that everything is measured on.
 
-use std::str::FromStr;
+use std::{fs, path::Path, str::FromStr};
 
 use annals::{
     BoxError, Config,
@@ -57,4 +57,11 @@ impl Server {
 /// The defaults, as every case runs with them.
 pub(crate) fn config(url: &str) -> Config {
     Config { application_name: "annals bench".into(), ..Config::new(url) }
+}
+
+/// The most memory that a process has had, in MB; none where the system does not say.
+pub(crate) fn peak(status: &Path) -> Option<u64> {
+    let text = fs::read_to_string(status).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
 }

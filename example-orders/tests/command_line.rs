@@ -102,7 +102,11 @@ async fn a_file_that_is_there_is_never_written_over_with_rejections() {
     let output = run(&database, &["import", file.path(), "--rejections", file.path()]);
 
     assert_eq!(answer(&output).0, Some(1));
-    assert!(errors(&output).contains("is there already: delete it, or name another file for the rejections"), "{}", errors(&output));
+    assert!(
+        errors(&output).contains("is there already: delete it, or name another file for the rejections"),
+        "{}",
+        errors(&output)
+    );
     assert_eq!(std::fs::read_to_string(&file.0).unwrap(), SAMPLE);
 }
 
