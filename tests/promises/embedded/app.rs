@@ -12,6 +12,12 @@ fn app() {
 }
 
 async fn run_app(mode: &str, folder: PathBuf) {
+    // A handler of its own: what was started in the background inherits that Ctrl-C is ignored.
+    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).unwrap();
+    tokio::spawn(async move {
+        interrupt.recv().await;
+        std::process::exit(130);
+    });
     let options = Options { data_dir: folder, fetch: Fetch::Never, ..Options::default() };
     match mode {
         "server" => {
