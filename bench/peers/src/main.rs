@@ -25,10 +25,11 @@ mod server;
 mod visible;
 mod work;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use annals::BoxError;
 use clap::Parser;
+use tokio::time::timeout;
 
 use crate::{
     packages::{Field, Outcome},
@@ -71,6 +72,9 @@ const CASES: &[(&str, Work)] = &[
     ("visible", Work::Visible),
 ];
 
+/// A measurement that has not ended by then never will.
+const LONGEST: Duration = Duration::from_secs(180);
+
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let arguments = Arguments::parse();
@@ -92,7 +96,8 @@ async fn main() -> Result<(), BoxError> {
             for package in field.packages() {
                 eprintln!("round {round} of {}: {name}, {}", arguments.rounds, package.name());
                 // One that fails is shown with its error: the others' figures are worth no less for it.
-                let outcome = field.run(package, &server, *work, arguments.seconds).await;
+                let run = timeout(LONGEST, field.run(package, &server, *work, arguments.seconds)).await;
+                let outcome = run.unwrap_or_else(|_| Err("it came to no end".into()));
                 let outcome = outcome.unwrap_or_else(|error| Outcome::Absent(format!("failed: {error}")));
                 report.add(name, package, outcome);
             }

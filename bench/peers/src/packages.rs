@@ -19,6 +19,8 @@ use crate::{
 /// What a package did with a case.
 pub(crate) enum Outcome {
     Measured(Figures),
+    /// Something to measure, and what was wrong with it.
+    Flawed(Figures, String),
     /// Nothing to measure, and why, in a word.
     Absent(String),
 }
@@ -110,7 +112,7 @@ impl Field {
                     Ok(Outcome::Measured(pgbench.run(server, events, callers, seconds).await?))
                 }
                 Work::Command { callers } => Ok(Outcome::Measured(pgbench.run(server, 1, callers, seconds).await?)),
-                _ => Ok(Outcome::Absent("no such thing".into())),
+                _ => Ok(Outcome::Absent("only writes".into())),
             },
         }
     }

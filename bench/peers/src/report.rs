@@ -23,8 +23,8 @@ struct Row {
     version: String,
     role: Role,
     rounds: Vec<Figures>,
-    /// Why there is a round without figures.
-    absent: Option<String>,
+    /// What was wrong with a round, or why it has no figures.
+    why: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,12 +48,16 @@ impl Report {
                 _ => Role::Peer,
             };
             let (package, version) = (package.name().into(), package.version().into());
-            rows.push(Row { package, version, role, rounds: vec![], absent: None });
+            rows.push(Row { package, version, role, rounds: vec![], why: None });
             rows.len() - 1
         });
         match outcome {
             Outcome::Measured(figures) => rows[at].rounds.push(figures),
-            Outcome::Absent(why) => rows[at].absent = Some(why),
+            Outcome::Flawed(figures, why) => {
+                rows[at].rounds.push(figures);
+                rows[at].why = Some(why);
+            }
+            Outcome::Absent(why) => rows[at].why = Some(why),
         }
     }
 
@@ -69,7 +73,7 @@ impl Report {
                     "per_s": row.per_s(),
                     "p50_us": row.p50_us(),
                     "p99_us": row.p99_us(),
-                    "why": row.absent,
+                    "why": row.why,
                 });
                 lines.push_str(&format!("{line}\n"));
             }
@@ -142,7 +146,7 @@ impl fmt::Display for Report {
             writeln!(f, "| --- | ---: | ---: | ---: | ---: |")?;
             let limit = case.of(Role::Limit);
             for row in &case.rows {
-                let rate = match (row.per_s(), &row.absent) {
+                let rate = match (row.per_s(), &row.why) {
                     (Some(per_s), _) => format!("{per_s:.0}"),
                     (None, why) => why.clone().unwrap_or_default(),
                 };
@@ -154,8 +158,8 @@ impl fmt::Display for Report {
             }
             writeln!(f)?;
             for row in case.rows.iter().filter(|row| !row.rounds.is_empty()) {
-                if let Some(why) = &row.absent {
-                    writeln!(f, "{} {}: not in every round, {why}.", row.package, row.version)?;
+                if let Some(why) = &row.why {
+                    writeln!(f, "{} {}: {why}.", row.package, row.version)?;
                 }
             }
             let better = case.better();

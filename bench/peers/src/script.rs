@@ -162,9 +162,9 @@ impl Script {
                 while let Answer::Acknowledged(append) = running.answer().await? {
                     probe.acknowledged(append)?;
                 }
-                let figures = probe.finish().await;
+                let outcome = probe.finish().await;
                 running.end().await?;
-                figures?
+                return outcome;
             }
         };
         Ok(Outcome::Measured(figures))

@@ -14,7 +14,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{database, measure::Figures, work::Model};
+use crate::{database, measure::Figures, packages::Outcome, work::Model};
 
 /// How often the read model is looked at: what it adds to every latency, at most.
 const EVERY: Duration = Duration::from_millis(1);
@@ -39,7 +39,7 @@ pub(crate) fn now_us() -> u64 {
 /// Looks at a read model until it has shown every append.
 pub(crate) struct Probe {
     sender: UnboundedSender<Acknowledged>,
-    task: JoinHandle<Result<Figures, BoxError>>,
+    task: JoinHandle<Result<Outcome, BoxError>>,
 }
 
 impl Probe {
@@ -54,7 +54,7 @@ impl Probe {
     }
 
     /// Waits until the last append is shown.
-    pub(crate) async fn finish(self) -> Result<Figures, BoxError> {
+    pub(crate) async fn finish(self) -> Result<Outcome, BoxError> {
         drop(self.sender);
         self.task.await?
     }
@@ -64,15 +64,16 @@ async fn look(
     mut connection: sqlx::PgConnection,
     model: Model,
     mut receiver: UnboundedReceiver<Acknowledged>,
-) -> Result<Figures, BoxError> {
+) -> Result<Outcome, BoxError> {
     let Model { table, stream, counted } = model;
     let query = format!("select {stream}, {counted} from {table} where {stream} = any($1)");
     let query = AssertSqlSafe(query).into_sql_str();
     let (mut latencies, mut outstanding) = (vec![], Vec::<Acknowledged>::new());
-    let (start, mut closed) = (Instant::now(), None);
+    let (mut first_us, mut last_us, mut closed) = (u64::MAX, 0, None);
     loop {
         match receiver.try_recv() {
             Ok(append) => {
+                (first_us, last_us) = (first_us.min(append.at_us), last_us.max(append.at_us));
                 outstanding.push(append);
                 continue;
             }
@@ -102,12 +103,11 @@ async fn look(
         }
         sleep(EVERY).await;
     }
-    if !outstanding.is_empty() {
-        let all = outstanding.len() + latencies.len();
-        let seconds = LOST.as_secs();
-        return Err(
-            format!("{} of {all} events not visible {seconds} s after the last append", outstanding.len()).into()
-        );
+    let all = outstanding.len() + latencies.len();
+    let figures = Figures::of(latencies, 1, Duration::from_micros(last_us.saturating_sub(first_us)));
+    if outstanding.is_empty() {
+        return Ok(Outcome::Measured(figures));
     }
-    Ok(Figures::of(latencies, 1, start.elapsed()))
+    let (lost, seconds) = (outstanding.len(), LOST.as_secs());
+    Ok(Outcome::Flawed(figures, format!("{lost} of {all} appends not visible {seconds} s after the last one")))
 }

@@ -99,7 +99,7 @@ impl Store for CqrsEs {
     type Stream = (String, usize);
 
     const MODEL: Model = Model { table: "counted_view", stream: "view_id", counted: "(payload->>'counted')::bigint" };
-    const INLINE: Option<&'static str> = Some("inline, after the commit");
+    const INLINE: Option<&'static str> = Some("no asynchronous subscription: inline, after the commit");
 
     async fn open(url: &str) -> Result<Self, BoxError> {
         crate::database::run(url, TABLES).await?;

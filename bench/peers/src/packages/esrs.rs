@@ -67,7 +67,7 @@ pub(super) struct Esrs {
 impl Store for Esrs {
     type Stream = AggregateState<usize>;
 
-    const INLINE: Option<&'static str> = Some("inline, in the transaction");
+    const INLINE: Option<&'static str> = Some("no asynchronous subscription: inline, in the transaction");
 
     async fn open(url: &str) -> Result<Self, BoxError> {
         let pool = PgPoolOptions::new().max_connections(POOL).connect(url).await?;

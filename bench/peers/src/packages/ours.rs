@@ -117,7 +117,7 @@ impl Store for Ours {
     }
 
     async fn follow(&self) -> Result<JoinHandle<Result<(), BoxError>>, BoxError> {
-        let app = self.annals.app().view::<Counted>().start().await?;
+        let app = self.annals.app().aggregate::<Counter>().view::<Counted>().start().await?;
         Ok(tokio::spawn(async move {
             // The app follows for as long as it is kept.
             let _app = app;
