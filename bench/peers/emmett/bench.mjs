@@ -85,16 +85,19 @@ const visible = async () => {
   // Whatever it does to get going is no part of how soon it shows an event.
   await sleep(1000);
   const start = performance.now();
-  let appended = 0;
-  for (let streams = 0; streams < (task.seconds * 200) / PER_STREAM; streams++) {
-    const stream = `counter-${randomUUID()}`;
-    for (let nth = 0; nth < PER_STREAM; nth++) {
-      const early = start + appended++ * 5 - performance.now();
+  // Ten callers in turn, 200 appends a second.
+  const caller = async (_, nth) => {
+    let stream;
+    for (let appended = 0; appended < task.seconds * 20; appended++) {
+      const early = start + (appended * 10 + nth) * 5 - performance.now();
       if (early > 0) await sleep(early);
-      await append(stream, nth, 1);
-      say({ stream, counted: nth + 1, at_us: Math.round((performance.timeOrigin + performance.now()) * 1000) });
+      const version = appended % PER_STREAM;
+      if (version === 0) stream = `counter-${randomUUID()}`;
+      await append(stream, version, 1);
+      say({ stream, counted: version + 1, at_us: Math.round((performance.timeOrigin + performance.now()) * 1000) });
     }
-  }
+  };
+  await Promise.all(Array.from({ length: 10 }, caller));
   say({ finished: true });
 };
 

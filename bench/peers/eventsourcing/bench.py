@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from functools import singledispatchmethod
 
 from eventsourcing.application import Application
@@ -96,39 +97,40 @@ def environment(url: str) -> dict[str, str]:
     }
 
 
+saying = threading.Lock()
+
+
 def say(**line: object) -> None:
-    print(json.dumps(line), flush=True)
+    with saying:
+        print(json.dumps(line), flush=True)
 
 
 def now_us() -> int:
     return time.time_ns() // 1_000
 
 
+def in_threads(count: int, caller) -> None:
+    """Runs callers at once, a thread each; the first error is everybody's."""
+    with ThreadPoolExecutor(count) as threads:
+        for ended in [threads.submit(caller, nth) for nth in range(count)]:
+            ended.result()
+
+
 def measure(task: dict, call) -> None:
-    """As many calls as the callers get through in the time, a thread each; ten to a stream."""
+    """As many calls as the callers get through in the time; ten to a stream."""
     latencies: list[int] = []
-    errors: list[BaseException] = []
     until = time.perf_counter() + task["seconds"]
 
-    def caller() -> None:
-        try:
-            while time.perf_counter() < until:
-                stream = None
-                for nth in range(PER_STREAM):
-                    begun = time.perf_counter()
-                    stream = call(stream, nth)
-                    latencies.append(round((time.perf_counter() - begun) * 1e6))
-        except BaseException as error:
-            errors.append(error)
+    def caller(_: int) -> None:
+        while time.perf_counter() < until:
+            stream = None
+            for nth in range(PER_STREAM):
+                begun = time.perf_counter()
+                stream = call(stream, nth)
+                latencies.append(round((time.perf_counter() - begun) * 1e6))
 
     start = time.perf_counter()
-    threads = [threading.Thread(target=caller) for _ in range(task["callers"])]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    in_threads(task["callers"], caller)
     say(latencies=latencies, elapsed_us=round((time.perf_counter() - start) * 1e6))
 
 
@@ -149,16 +151,21 @@ def load(task: dict, app: Counters) -> None:
 def visible(task: dict, app: Counters) -> None:
     # Whatever it does to get going is no part of how soon it shows an event.
     time.sleep(1)
-    start, appended = time.perf_counter(), 0
-    for _ in range(task["seconds"] * 200 // PER_STREAM):
-        counter_id = uuid.uuid4()
-        for nth in range(PER_STREAM):
-            early = start + appended * 0.005 - time.perf_counter()
-            appended += 1
+    start = time.perf_counter()
+
+    def caller(nth: int) -> None:
+        """One of ten in turn: 200 appends a second."""
+        for appended in range(task["seconds"] * 20):
+            early = start + (appended * 10 + nth) * 0.005 - time.perf_counter()
             if early > 0:
                 time.sleep(early)
-            app.append(counter_id, nth, 1)
-            say(stream=str(counter_id), counted=nth + 1, at_us=now_us())
+            version = appended % PER_STREAM
+            if version == 0:
+                counter_id = uuid.uuid4()
+            app.append(counter_id, version, 1)
+            say(stream=str(counter_id), counted=version + 1, at_us=now_us())
+
+    in_threads(10, caller)
     say(finished=True)
 
 

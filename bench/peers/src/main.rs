@@ -106,7 +106,7 @@ async fn main() -> Result<(), BoxError> {
     database::remove(&server).await?;
     println!("{report}");
     if let Some(path) = &arguments.json {
-        std::fs::write(path, report.json())?;
+        std::fs::write(path, report.json()?)?;
     }
     server.close().await
 }

@@ -106,7 +106,7 @@ impl Field {
             Kind::Disintegrate => work::run::<disintegrate::Disintegrate>(server, work, seconds).await,
             Kind::Evento => work::run::<evento::Evento>(server, work, seconds).await,
             Kind::Script(script) => script.run(server, work, seconds).await,
-            Kind::Missing(_) => Ok(Outcome::Absent("left out".into())),
+            Kind::Missing(why) => Ok(Outcome::Absent(format!("left out: {why}"))),
             Kind::Pgbench(pgbench) => match work {
                 Work::Append { events, callers } => {
                     Ok(Outcome::Measured(pgbench.run(server, events, callers, seconds).await?))

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use serde_json::json;
+use annals::BoxError;
+use serde::Serialize;
 
 use crate::{
     measure::Figures,
@@ -25,6 +26,19 @@ struct Row {
     rounds: Vec<Figures>,
     /// What was wrong with a round, or why it has no figures.
     why: Option<String>,
+}
+
+/// One case and package, as it is written to a file.
+#[derive(Serialize)]
+struct Line<'r> {
+    case: &'r str,
+    package: &'r str,
+    version: &'r str,
+    per_s: Option<u64>,
+    p50_us: Option<u64>,
+    p99_us: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<&'r str>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -62,23 +76,24 @@ impl Report {
     }
 
     /// One line a case and package.
-    pub(crate) fn json(&self) -> String {
+    pub(crate) fn json(&self) -> Result<String, BoxError> {
         let mut lines = String::new();
         for case in &self.0 {
             for row in &case.rows {
-                let line = json!({
-                    "case": case.name,
-                    "package": row.package,
-                    "version": row.version,
-                    "per_s": row.per_s(),
-                    "p50_us": row.p50_us(),
-                    "p99_us": row.p99_us(),
-                    "why": row.why,
-                });
+                let line = Line {
+                    case: &case.name,
+                    package: &row.package,
+                    version: &row.version,
+                    per_s: row.per_s().map(|per_s| per_s.round() as u64),
+                    p50_us: row.p50_us().map(|us| us as u64),
+                    p99_us: row.p99_us().map(|us| us as u64),
+                    why: row.why.as_deref(),
+                };
+                let line = serde_json::to_string(&line)?;
                 lines.push_str(&format!("{line}\n"));
             }
         }
-        lines
+        Ok(lines)
     }
 }
 

@@ -160,7 +160,7 @@ impl Script {
                 running.ready().await?;
                 let probe = Probe::start(url, Model::TABLE).await?;
                 while let Answer::Acknowledged(append) = running.answer().await? {
-                    probe.acknowledged(append)?;
+                    probe.sender().send(append)?;
                 }
                 let outcome = probe.finish().await;
                 running.end().await?;

@@ -29,6 +29,11 @@ pub(crate) const FILLED: usize = 100_000;
 /// A read model that has not caught up by then is cut off, and counted by what it did.
 const CUT_OFF: Duration = Duration::from_secs(10);
 
+/// Between two appends that a read model is to show.
+const SHOWN_EVERY: Duration = Duration::from_millis(5);
+/// Who appends them: enough that a slow append does not hold up the next.
+const SHOWN_CALLERS: u32 = 10;
+
 /// One case.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Work {
@@ -143,7 +148,7 @@ async fn measured<S: Store>(
         }
         Work::Visible => {
             let follower = store.follow().await?;
-            let outcome = shown(&**store, Probe::start(url, S::MODEL).await?, seconds).await;
+            let outcome = shown(store, Probe::start(url, S::MODEL).await?, seconds).await;
             ended(follower).await?;
             return outcome;
         }
@@ -260,19 +265,30 @@ pub(crate) async fn caught_up(
     }
 }
 
-/// 200 appends a second; how long after each the read model shows it.
-async fn shown<S: Store>(store: &S, probe: Probe, seconds: u64) -> Result<Outcome, BoxError> {
+/// 200 appends a second by [`SHOWN_CALLERS`] in turn; how long after each the read model shows it.
+async fn shown<S: Store>(store: &Arc<S>, probe: Probe, seconds: u64) -> Result<Outcome, BoxError> {
     // Whatever it does to get going is no part of how soon it shows an event.
     sleep(Duration::from_secs(1)).await;
-    let mut ticks = interval(Duration::from_millis(5));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    for _ in 0..seconds as usize * 200 / PER_STREAM {
-        let (name, mut stream) = store.stream()?;
-        for nth in 1..=PER_STREAM {
-            ticks.tick().await;
-            store.append(&mut stream, 1).await?;
-            probe.acknowledged(Acknowledged { stream: name.clone(), counted: nth as i64, at_us: visible::now_us() })?;
-        }
+    let mut callers = JoinSet::new();
+    for nth in 0..SHOWN_CALLERS {
+        let (store, probe) = (Arc::clone(store), probe.sender());
+        callers.spawn(async move {
+            sleep(SHOWN_EVERY * nth).await;
+            let mut ticks = interval(SHOWN_EVERY * SHOWN_CALLERS);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+            for _ in 0..seconds * 2 {
+                let (name, mut stream) = store.stream()?;
+                for counted in 1..=PER_STREAM as i64 {
+                    ticks.tick().await;
+                    store.append(&mut stream, 1).await?;
+                    probe.send(Acknowledged { stream: name.clone(), counted, at_us: visible::now_us() })?;
+                }
+            }
+            Ok::<_, BoxError>(())
+        });
+    }
+    while let Some(caller) = callers.join_next().await {
+        caller??;
     }
     probe.finish().await
 }
