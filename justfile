@@ -15,6 +15,10 @@ marker seconds="600":
 bench *args:
     cargo run --release -p bench -- {{args}}
 
+# The same work by the packages that one would pick instead; bench/peers/README.md.
+peers *args:
+    cargo run --release --manifest-path bench/peers/Cargo.toml -- {{args}}
+
 # Licences, bans, sources.
 deny:
     cargo deny check licenses bans sources
