@@ -13,7 +13,6 @@ mod read;
 
 use std::{
     future::Future,
-    ops::ControlFlow,
     str::FromStr,
     sync::{Arc, atomic::AtomicUsize},
     time::Duration,
@@ -162,29 +161,25 @@ impl std::fmt::Debug for Annals {
 }
 
 impl Inner {
-    /// Runs a read that may be repeated: once more if the connection it got turned out to be dead.
+    /// Runs a read that may be repeated: again if the connection it got turned out to be dead, for a server that went away
+    /// leaves the pool full of those.
     pub(crate) async fn read<T, F, R>(&self, what: &'static str, read: F) -> Result<T, StoreError>
     where
         F: Fn(sqlx::pool::PoolConnection<sqlx::Postgres>) -> R,
         R: Future<Output = Result<T, sqlx::Error>>,
     {
-        let attempt = async || match self.reads.acquire().await {
-            Ok(conn) => match read(conn).await {
-                Err(error @ (sqlx::Error::Io(_) | sqlx::Error::Protocol(_))) => ControlFlow::Continue(error),
-                result => ControlFlow::Break(result),
-            },
-            Err(error) => ControlFlow::Break(Err(error)),
-        };
-        let twice = async {
-            match attempt().await {
-                ControlFlow::Break(result) => result,
-                ControlFlow::Continue(_) => match attempt().await {
-                    ControlFlow::Break(result) => result,
-                    ControlFlow::Continue(error) => Err(error),
-                },
+        let reading = async {
+            let mut dead = 0;
+            loop {
+                match read(self.reads.acquire().await?).await {
+                    Err(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) if dead < self.config.read_connections => {
+                        dead += 1
+                    }
+                    result => return result,
+                }
             }
         };
-        within(self.config.read_deadline, what, twice).await?.map_err(StoreError::on(what))
+        within(self.config.read_deadline, what, reading).await?.map_err(StoreError::on(what))
     }
 }
 
@@ -228,7 +223,8 @@ pub(crate) fn pool(config: &Config, sql: &Sql, size: u32) -> PgPoolOptions {
     PoolOptions::new()
         .max_connections(size)
         .min_connections(0)
-        .acquire_timeout(config.connect_deadline)
+        // Waiting for a connection is a part of the read, which has an end of its own.
+        .acquire_timeout(config.connect_deadline.max(config.read_deadline))
         .test_before_acquire(false)
         // A read that was given up leaves its answer in the connection. The pool would wait for it without an end.
         .after_release(|conn: &mut PgConnection, _| {
