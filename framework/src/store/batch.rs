@@ -177,7 +177,7 @@ impl<'w> Batch<'w> {
     }
 }
 
-/// A caller alone pays for no batch: its arrays, sets and joins are a third of what one append costs.
+/// A caller alone pays for no batch: for its arrays, sets and joins.
 async fn send_one(work: &Work, append: &Append, conn: &mut PgConnection, sql: &Sql) -> Result<Vec<PgRow>, Fault> {
     let (metadata, events) = (&work.metadata, &append.events);
     sqlx::query(sql.append_one.clone())
