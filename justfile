@@ -11,7 +11,7 @@ fix:
 marker seconds="600":
     ANNALS_MARKER_SECONDS={{seconds}} cargo test --release -p annals-tests marker -- --nocapture
 
-# The small benchmark: append, command, view, beside pgbench and a bare read.
+# Every case beside its limit: appends, commands, loads, read models, the import.
 bench *args:
     cargo run --release -p bench -- {{args}}
 
