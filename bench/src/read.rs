@@ -138,7 +138,10 @@ pub(crate) async fn fill(
     let annals = connect(server, store).await?;
     let length = events / streams;
     let stream = match order {
-        Order::Written => format!("n % 32 + 32 * (n / {})", 32 * length),
+        Order::Written => {
+            let writers = streams.min(32);
+            format!("n % {writers} + {writers} * (n / {})", writers * length)
+        }
         // A permutation of 0..events that is neither sorted nor grouped: multiply by a number that has no common factor.
         Order::Scattered => format!("(n::numeric * 7368787 % {events})::bigint % {streams}"),
     };
