@@ -118,14 +118,15 @@ async fn import(shop: &Shop, import: Import, json: bool, stop: &CancellationToke
 
 /// An error and what led to it, in one line.
 fn with_causes(error: &(dyn Error + 'static)) -> String {
-    let mut text = words(error);
-    let mut cause = error.source();
+    let mut text = String::new();
+    let mut cause = Some(error);
     while let Some(error) = cause {
         let words = words(error);
         if !text.contains(&words) {
-            text = format!("{text}: {words}");
+            text = if text.is_empty() { words } else { format!("{text}: {words}") };
         }
-        cause = error.source();
+        // Behind what Postgres said, the driver says it again.
+        cause = error.source().filter(|_| !matches!(error.downcast_ref(), Some(sqlx::Error::Database(_))));
     }
     text
 }

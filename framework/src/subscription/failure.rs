@@ -73,13 +73,13 @@ impl Failure {
     pub(super) fn text(&self) -> String {
         let error: &(dyn std::error::Error + 'static) = &*self.error;
         let mut text = words(error);
-        let mut source = error.source();
-        while let Some(cause) = source {
-            let cause_text = words(cause);
+        let mut source = cause(error);
+        while let Some(error) = source {
+            let cause_text = words(error);
             if !text.contains(&cause_text) {
                 text = format!("{text}: {cause_text}");
             }
-            source = cause.source();
+            source = cause(error);
         }
         if let Some((end, _)) = text.char_indices().nth(SHOWN) {
             text.truncate(end);
@@ -87,6 +87,11 @@ impl Failure {
         }
         text.replace('\0', "\\0")
     }
+}
+
+/// Behind what Postgres said, the driver says it again: that is no cause.
+fn cause<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e (dyn std::error::Error + 'static)> {
+    error.source().filter(|_| !matches!(error.downcast_ref(), Some(sqlx::Error::Database(_))))
 }
 
 /// What an error says. Postgres' own words come with what they are about, and without the line of its source code.
