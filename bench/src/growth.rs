@@ -18,7 +18,7 @@ use tokio::process::Command;
 use crate::{
     append::{append_to, note},
     measure::Figures,
-    read::{Model, Order, Sale, SaleEvent, build, connect, fill, forget_models, load_some},
+    read::{Model, Order, Sale, SaleEvent, Spend, build, connect, fill, forget_models, load_some},
     server::{self, Server},
 };
 
@@ -113,9 +113,7 @@ pub(crate) async fn writer(url: &str, store: &str, callers: usize, seconds: u64)
 
 /// One of many views of the same events.
 #[derive(Default, Serialize, Deserialize)]
-struct Nth<const N: usize> {
-    cents: i64,
-}
+struct Nth<const N: usize>(Spend);
 
 macro_rules! views {
     ($($n:literal)*) => {
@@ -138,14 +136,11 @@ impl<const N: usize> View for Nth<N> {
     type Event = SaleEvent;
 
     fn keys(recorded: &Recorded<SaleEvent>) -> Vec<Id> {
-        let SaleEvent::Sold { customer, .. } = &recorded.event;
-        vec![customer.into()]
+        Spend::keys(recorded)
     }
 
-    fn apply(&mut self, _: &Id, recorded: &Recorded<SaleEvent>) -> Change {
-        let SaleEvent::Sold { cents, .. } = &recorded.event;
-        self.cents += cents;
-        Change::Keep
+    fn apply(&mut self, key: &Id, recorded: &Recorded<SaleEvent>) -> Change {
+        self.0.apply(key, recorded)
     }
 }
 

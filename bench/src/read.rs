@@ -62,7 +62,7 @@ impl Aggregate for Sale {
 }
 
 #[derive(Default, Serialize, Deserialize)]
-struct Spend {
+pub(crate) struct Spend {
     cents: i64,
 }
 

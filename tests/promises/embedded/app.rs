@@ -4,7 +4,7 @@ use super::*;
 
 /// What the apps of the tests above do; not a test.
 #[test]
-#[ignore = "an app that other tests start"]
+#[ignore = "not a test: the process that the tests of `embedded` start, each with a task of its own"]
 fn app() {
     let Ok(mode) = env::var("APP") else { return };
     let folder = PathBuf::from(env::var_os("APP_FOLDER").unwrap());
