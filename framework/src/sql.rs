@@ -89,6 +89,7 @@ macro_rules! statements {
 
 statements! {
     append_events,
+    append_each,
     append_one,
     find_append,
     find_events,

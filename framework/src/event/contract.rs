@@ -300,6 +300,16 @@ impl Contracts {
         }
     }
 
+    /// Decodes what is stored in the current schema version, without its envelope; none if it is not, or does not decode.
+    pub(crate) fn decode_current<E: Event>(
+        &self,
+        category: &str,
+        (event_type, schema_version, payload): (&str, u16, &str),
+    ) -> Option<E> {
+        let known = self.get(category)?.types.iter().find(|known| known.name == event_type)?;
+        if known.version == schema_version { decode::decode(category, event_type, payload).ok() } else { None }
+    }
+
     fn event<E: Event>(&self, recorded: &Recorded<Payload>) -> Result<E, BoxError> {
         let category = recorded.stream.category();
         let Some(contract) = self.get(category) else {

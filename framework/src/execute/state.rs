@@ -4,10 +4,10 @@ use futures::TryStreamExt;
 use sqlx::{PgConnection, Row};
 
 use crate::{
-    Aggregate, Position, Receipt, Recorded, StreamId, Version,
+    Aggregate, Position, Receipt, StreamId, Version,
     error::StoreError,
     event::contract::Contracts,
-    store::{Annals, Names, recorded},
+    store::{Annals, Names, content, recorded},
 };
 
 const PAGE: i64 = 10_000;
@@ -71,7 +71,6 @@ impl<A: Aggregate> State<A> {
                 .fetch(&mut *conn);
             while let Some(row) = rows.try_next().await.map_err(StoreError::on(what))? {
                 count += 1;
-                let raw = recorded(&row, &mut names).map_err(StoreError::on(what))?;
                 let snapshot: Option<&str> = row.try_get(13).map_err(StoreError::on(what))?;
                 if let Some(json) = snapshot {
                     match serde_json::from_str(json) {
@@ -82,10 +81,19 @@ impl<A: Aggregate> State<A> {
                         }
                     }
                 } else {
-                    let event: Recorded<A::Event> = contracts.decode(&raw).map_err(Box::new)?;
-                    self.aggregate.apply(&event.event);
+                    let content = content(&row).map_err(StoreError::on(what))?;
+                    let event = match contracts.decode_current(stream.category(), content) {
+                        Some(event) => event,
+                        // Older, or not as it should be: that takes its whole envelope.
+                        None => {
+                            let raw = recorded(&row, &mut names).map_err(StoreError::on(what))?;
+                            contracts.decode::<A::Event>(&raw).map_err(Box::new)?.event
+                        }
+                    };
+                    self.aggregate.apply(&event);
                 }
-                (self.version, self.position) = (raw.version, raw.position);
+                self.position = Position::new(row.try_get(0).map_err(StoreError::on(what))?);
+                self.version = Version::new(row.try_get(1).map_err(StoreError::on(what))?);
             }
             if count < PAGE {
                 return Ok(Read::State(self));

@@ -14,7 +14,7 @@ with snapshot as materialized (
 )
 select position, version, event_id, correlation_id, causation_id, command_id, recorded_at, schema_version, stream,
   event_type, actor, traceparent, payload,
-  (select s.state::text from snapshot s where s.version = e.version) as state
+  case when version = (select s.version from snapshot s) then (select s.state::text from snapshot s) end as state
 from annals.events e
 where stream = $1 and version > $3 and version >= coalesce((select s.version from snapshot s), 1)
 order by version

@@ -7,10 +7,10 @@ use sqlx::{
 use uuid::Uuid;
 
 use crate::{
-    ExpectedVersion, Position, Receipt, Version,
+    ExpectedVersion, Metadata, Position, Receipt, Version,
     error::StoreError,
     sql::Sql,
-    store::append::{Append, Work},
+    store::append::{Append, NewEvent, Work},
 };
 
 /// What became of an append that was not refused.
@@ -104,11 +104,15 @@ impl<'w> Batch<'w> {
     /// Sends the batch. Returns a row `(head, position, known)` an entry.
     pub(crate) async fn send(&self, conn: &mut PgConnection, sql: &Sql) -> Result<Vec<PgRow>, Fault> {
         let appends = &self.appends;
-        if let [(work, append)] = appends[..]
-            && work.record.is_none()
-            && !append.events.is_empty()
-        {
-            return send_one(work, append, conn, sql).await;
+        if let Some(each) = self.each() {
+            if let [one] = each[..] {
+                let rows = send_one(one, conn, sql).await?;
+                if !rows.is_empty() {
+                    return Ok(rows);
+                }
+                // The stream's version is not as expected: the next statement says which it is.
+            }
+            return send_each(&each, conn, sql).await;
         }
         let column = |of: fn(&'w Work, &'w Append, bool) -> Option<&'w str>| -> Vec<Option<&'w str>> {
             appends.iter().zip(&self.entries).map(|((work, append), entry)| of(work, append, entry.1 == 0)).collect()
@@ -148,6 +152,16 @@ impl<'w> Batch<'w> {
             .map_err(Fault::of)
     }
 
+    /// Each append with its event, if all have one alone: what most commands lead to.
+    fn each(&self) -> Option<Vec<(&'w Work, &'w Append, &'w NewEvent)>> {
+        let alone =
+            |&(work, append): &(&'w Work, &'w Append)| match (&work.record, &work.appends[..], &append.events[..]) {
+                (None, [_], [event]) => Some((work, append, event)),
+                _ => None,
+            };
+        self.appends.iter().map(alone).collect()
+    }
+
     /// What each work led to, from the rows of [`Batch::send`].
     pub(crate) fn outcomes(&self, rows: &[PgRow]) -> Vec<Result<Appended, StoreError>> {
         let receipts = |work: &&Work| Ok(Appended::Written(vec![Receipt::default(); work.appends.len()]));
@@ -178,8 +192,12 @@ impl<'w> Batch<'w> {
 }
 
 /// A caller alone pays for no batch: for its arrays, sets and joins.
-async fn send_one(work: &Work, append: &Append, conn: &mut PgConnection, sql: &Sql) -> Result<Vec<PgRow>, Fault> {
-    let (metadata, events) = (&work.metadata, &append.events);
+async fn send_one(
+    (work, append, event): (&Work, &Append, &NewEvent),
+    conn: &mut PgConnection,
+    sql: &Sql,
+) -> Result<Vec<PgRow>, Fault> {
+    let metadata = &work.metadata;
     sqlx::query(sql.append_one.clone())
         .bind(append.stream.as_str())
         .bind(expected(append))
@@ -188,10 +206,36 @@ async fn send_one(work: &Work, append: &Append, conn: &mut PgConnection, sql: &S
         .bind(metadata.command_id)
         .bind(metadata.actor.as_deref())
         .bind(metadata.traceparent.as_deref())
-        .bind(events.iter().map(|event| event.event_id).collect::<Vec<Uuid>>())
-        .bind(events.iter().map(|event| &*event.event_type).collect::<Vec<&str>>())
-        .bind(events.iter().map(|event| event.schema_version as i16).collect::<Vec<i16>>())
-        .bind(events.iter().map(|event| event.payload.as_str()).collect::<Vec<&str>>())
+        .bind(event.event_id)
+        .bind(&*event.event_type)
+        .bind(event.schema_version as i16)
+        .bind(event.payload.as_str())
+        .fetch_all(conn)
+        .await
+        .map_err(Fault::of)
+}
+
+/// Appends of one event need one set of arrays, and neither joins nor a look at each other.
+async fn send_each(
+    each: &[(&Work, &Append, &NewEvent)],
+    conn: &mut PgConnection,
+    sql: &Sql,
+) -> Result<Vec<PgRow>, Fault> {
+    let ids = |of: fn(&Metadata) -> Option<Uuid>| each.iter().map(|(work, ..)| of(&work.metadata)).collect::<Vec<_>>();
+    let texts =
+        |of: fn(&Metadata) -> Option<&str>| each.iter().map(|(work, ..)| of(&work.metadata)).collect::<Vec<_>>();
+    sqlx::query(sql.append_each.clone())
+        .bind(each.iter().map(|(_, append, _)| append.stream.as_str()).collect::<Vec<_>>())
+        .bind(each.iter().map(|(_, append, _)| expected(append)).collect::<Vec<_>>())
+        .bind(ids(|metadata| metadata.correlation_id))
+        .bind(ids(|metadata| metadata.causation_id))
+        .bind(ids(|metadata| metadata.command_id))
+        .bind(texts(|metadata| metadata.actor.as_deref()))
+        .bind(texts(|metadata| metadata.traceparent.as_deref()))
+        .bind(each.iter().map(|(.., event)| event.event_id).collect::<Vec<_>>())
+        .bind(each.iter().map(|(.., event)| &*event.event_type).collect::<Vec<&str>>())
+        .bind(each.iter().map(|(.., event)| event.schema_version as i16).collect::<Vec<_>>())
+        .bind(each.iter().map(|(.., event)| event.payload.as_str()).collect::<Vec<_>>())
         .fetch_all(conn)
         .await
         .map_err(Fault::of)

@@ -2,13 +2,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    panic::AssertUnwindSafe,
     sync::Weak,
 };
 
-use tokio::{
-    sync::{mpsc, watch},
-    task::{self, JoinSet},
-};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use tokio::sync::{mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     Config, StreamId,
@@ -39,20 +39,21 @@ pub(super) struct Dispatcher {
     held: HashSet<StreamId>,
     lanes: Vec<Lane>,
     held_lanes: usize,
-    running: JoinSet<Finished>,
-    tasks: HashMap<task::Id, Task>,
+    /// What is under way.
+    running: FuturesUnordered<BoxFuture<'static, Ended>>,
     appended: watch::Sender<()>,
     /// Dropped with the dispatcher.
     _ends: watch::Sender<()>,
 }
 
-/// What a running task must give back, even if it panics.
-struct Task {
+/// A batch is through, or an append that had a lane of its own.
+struct Ended {
     streams: Vec<StreamId>,
     in_lane: bool,
+    /// None if it panicked.
+    finished: Option<Finished>,
 }
 
-/// What a task of the dispatcher gives back.
 enum Finished {
     /// A batch is through; `held` are the appends whose streams another transaction holds.
     Batch { lane: Lane, held: Vec<Request> },
@@ -76,8 +77,7 @@ impl Dispatcher {
             held: HashSet::new(),
             lanes: (0..config.append_lanes).map(|_| Lane::default()).collect(),
             held_lanes: config.held_lanes,
-            running: JoinSet::new(),
-            tasks: HashMap::new(),
+            running: FuturesUnordered::new(),
             appended,
             _ends: ends,
         }
@@ -103,7 +103,7 @@ impl Dispatcher {
             }
             tokio::select! {
                 biased;
-                Some(finished) = self.running.join_next_with_id() => held.extend(self.finish(finished)),
+                Some(ended) = self.running.next() => held.extend(self.finish(ended)),
                 request = requests.recv(), if open => match request {
                     Some(request) => {
                         self.arrive(request);
@@ -144,18 +144,9 @@ impl Dispatcher {
         }
     }
 
-    /// Takes back what a task had, and returns the appends whose streams another transaction holds.
-    fn finish(&mut self, finished: Result<(task::Id, Finished), task::JoinError>) -> Vec<Request> {
-        let (id, finished) = match finished {
-            Ok((id, finished)) => (id, Some(finished)),
-            // A task does not panic; if it did, its callers learn it from their dropped answers.
-            Err(error) => {
-                tracing::error!(%error, "a lane of the appender died; a new one takes its place");
-                (error.id(), None)
-            }
-        };
-        let Some(task) = self.tasks.remove(&id) else { return vec![] };
-        for stream in &task.streams {
+    /// Takes back what ended, and returns the appends whose streams another transaction holds.
+    fn finish(&mut self, Ended { streams, in_lane, finished }: Ended) -> Vec<Request> {
+        for stream in &streams {
             self.busy.remove(stream);
             self.held.remove(stream);
             self.call_next(stream);
@@ -163,7 +154,11 @@ impl Dispatcher {
         let (lane, held) = match finished {
             Some(Finished::Batch { lane, held }) => (Some(lane), held),
             Some(Finished::Held(request)) => (None, Vec::from_iter(request)),
-            None => (task.in_lane.then_some(Lane::default()), vec![]),
+            // A lane does not panic; if it did, its callers learn it from their dropped answers.
+            None => {
+                tracing::error!("a lane of the appender panicked; a new one takes its place");
+                (in_lane.then(Lane::default), vec![])
+            }
         };
         match lane {
             Some(lane) => self.lanes.push(lane),
@@ -197,11 +192,11 @@ impl Dispatcher {
             }
             let streams = batch.iter().flat_map(Request::streams).cloned().collect();
             let (inner, appended) = (inner.clone(), self.appended.clone());
-            let running = self.running.spawn(async move {
+            let alone = batch.len() == 1 && self.running.is_empty();
+            self.start((streams, true), alone, async move {
                 let (lane, held) = lane.write(&inner, batch, &appended).await;
                 Finished::Batch { lane, held }
             });
-            self.tasks.insert(running.id(), Task { streams, in_lane: true });
         }
     }
 
@@ -209,8 +204,27 @@ impl Dispatcher {
         let Some(inner) = self.inner.upgrade() else { return };
         self.held_lanes -= 1;
         let (streams, appended) = (request.streams().cloned().collect(), self.appended.clone());
-        let running = self.running.spawn(async move { Finished::Held(write_held(&inner, request, &appended).await) });
-        self.tasks.insert(running.id(), Task { streams, in_lane: false });
+        self.start(
+            (streams, false),
+            false,
+            async move { Finished::Held(write_held(&inner, request, &appended).await) },
+        );
+    }
+
+    /// Runs `work` as a task of its own, or within the dispatcher's: that saves an append that is `alone` the way to another
+    /// thread and back, which takes it longer than all else that the client does.
+    fn start(
+        &mut self,
+        (streams, in_lane): (Vec<StreamId>, bool),
+        alone: bool,
+        work: impl Future<Output = Finished> + Send + 'static,
+    ) {
+        let work = AssertUnwindSafe(work).catch_unwind();
+        let work = match alone {
+            true => work.map(Result::ok).boxed(),
+            false => AbortOnDropHandle::new(tokio::spawn(work)).map(|joined| joined.ok()?.ok()).boxed(),
+        };
+        self.running.push(work.map(move |finished| Ended { streams, in_lane, finished }).boxed());
     }
 
     /// Takes from the queue, in order, what one statement may carry: no stream twice, none that is under way.

@@ -35,7 +35,7 @@ pub(crate) use self::{
     appender::Appender,
     batch::Appended,
     marker::horizon,
-    read::{Names, recorded},
+    read::{Names, content, recorded},
 };
 use crate::{
     Config, Pooler,

@@ -302,9 +302,15 @@ pub(crate) struct Names {
     event_type: Option<Arc<str>>,
 }
 
+/// Event type, schema version and payload of a row that [`recorded`] reads whole.
+pub(crate) fn content(row: &PgRow) -> Result<(&str, u16, &str), sqlx::Error> {
+    // The payload's column is `json`, whose binary form is its text: the exact bytes, with no parsing.
+    Ok((row.try_get(9)?, row.try_get::<i16, _>(7)?.unsigned_abs(), row.try_get_unchecked(12)?))
+}
+
 /// An envelope, from the columns that every reading statement lists in the same order.
 pub(crate) fn recorded(row: &PgRow, names: &mut Names) -> Result<Recorded<Payload>, sqlx::Error> {
-    let (stream, event_type): (&str, &str) = (row.try_get(8)?, row.try_get(9)?);
+    let (stream, (event_type, schema_version, payload)) = (row.try_get(8)?, content(row)?);
     let stream = match &names.stream {
         Some(last) if last.as_str() == stream => last.clone(),
         _ => names.stream.insert(StreamId::stored(stream)).clone(),
@@ -318,7 +324,7 @@ pub(crate) fn recorded(row: &PgRow, names: &mut Names) -> Result<Recorded<Payloa
         version: Version::new(row.try_get(1)?),
         event_id: row.try_get(2)?,
         recorded_at: row.try_get(6)?,
-        schema_version: row.try_get::<i16, _>(7)?.unsigned_abs(),
+        schema_version,
         stream,
         event_type,
         metadata: Metadata {
@@ -328,7 +334,6 @@ pub(crate) fn recorded(row: &PgRow, names: &mut Names) -> Result<Recorded<Payloa
             actor: row.try_get(10)?,
             traceparent: row.try_get(11)?,
         },
-        // The column is `json`, whose binary form is its text: the exact bytes, with no parsing.
-        event: Payload::stored(row.try_get_unchecked::<&str, _>(12)?),
+        event: Payload::stored(payload),
     })
 }
