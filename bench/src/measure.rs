@@ -35,6 +35,12 @@ impl Figures {
         }
     }
 
+    /// From the latencies of calls that were made one after the other, with other things in between.
+    pub(crate) fn in_turn(latencies: Vec<u64>, events: usize) -> Self {
+        let elapsed = Duration::from_micros(latencies.iter().sum());
+        Self::of(latencies, events, elapsed)
+    }
+
     /// Only a rate.
     pub(crate) fn rate(count: usize, elapsed: Duration) -> Self {
         Self { per_s: count as f64 / elapsed.as_secs_f64(), ..Self::default() }

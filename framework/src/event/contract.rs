@@ -300,6 +300,11 @@ impl Contracts {
         }
     }
 
+    /// Whether events of `category` may be stored in an older schema version.
+    pub(crate) fn has_upcasts(&self, category: &str) -> bool {
+        self.get(category).is_none_or(|contract| contract.types.iter().any(|known| known.version > 1))
+    }
+
     /// Decodes what is stored in the current schema version, without its envelope; none if it is not, or does not decode.
     pub(crate) fn decode_current<E: Event>(
         &self,

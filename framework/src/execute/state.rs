@@ -60,7 +60,8 @@ impl<A: Aggregate> State<A> {
     ) -> Result<Read<A>, StoreError> {
         let what = "load an aggregate";
         let mut names = Names::default();
-        loop {
+        let mut whole = contracts.has_upcasts(stream.category());
+        'page: loop {
             let mut count = 0;
             // One row at a time: a page of large payloads never sits in memory.
             let mut rows = sqlx::query(store.inner.sql.load_aggregate.clone())
@@ -68,6 +69,7 @@ impl<A: Aggregate> State<A> {
                 .bind(snapshots)
                 .bind(self.version.get())
                 .bind(PAGE)
+                .bind(whole)
                 .fetch(&mut *conn);
             while let Some(row) = rows.try_next().await.map_err(StoreError::on(what))? {
                 count += 1;
@@ -84,7 +86,11 @@ impl<A: Aggregate> State<A> {
                     let content = content(&row).map_err(StoreError::on(what))?;
                     let event = match contracts.decode_current(stream.category(), content) {
                         Some(event) => event,
-                        // Older, or not as it should be: that takes its whole envelope.
+                        // Not as it should be: the envelope says of which event that is true.
+                        None if !whole => {
+                            whole = true;
+                            continue 'page;
+                        }
                         None => {
                             let raw = recorded(&row, &mut names).map_err(StoreError::on(what))?;
                             contracts.decode::<A::Event>(&raw).map_err(Box::new)?.event
