@@ -3,6 +3,7 @@
 //! ```sh
 //! cargo run --release -p bench -- [case…] [--rounds N] [--seconds N] [--events N] [--orders FILE] [--json FILE]
 //! cargo run --release -p bench -- growth [--largest EVENTS] [--json FILE]
+//! cargo run --release -p bench -- plans [--events N]
 //! cargo run --release -p bench -- report FILE… [--folder docs/performance]
 //! ```
 //!
@@ -14,6 +15,7 @@ mod growth;
 mod import;
 mod measure;
 mod pgbench;
+mod plans;
 mod read;
 mod report;
 mod server;
@@ -79,6 +81,12 @@ enum Action {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// How Postgres carries out the store's statements on a long log.
+    Plans {
+        /// The length of the log; 10,000,000 events take some 8 GB of disk.
+        #[arg(long, default_value_t = 1_000_000)]
+        events: usize,
+    },
     /// One of several processes that append.
     #[command(hide = true)]
     Writer { url: String, store: String, callers: usize, seconds: u64 },
@@ -138,6 +146,11 @@ async fn main() -> Result<(), BoxError> {
         Some(Action::Growth { largest, seconds, json }) => {
             let server = Server::open().await?;
             growth::growth(&server, *largest, *seconds, json.as_deref()).await?;
+            return server.close().await;
+        }
+        Some(Action::Plans { events }) => {
+            let server = Server::open().await?;
+            plans::plans(&server, *events).await?;
             return server.close().await;
         }
         Some(Action::Writer { url, store, callers, seconds }) => {

@@ -147,9 +147,11 @@ pub(crate) async fn fill(
         // A permutation of 0..events that is neither sorted nor grouped: multiply by a number that has no common factor.
         Order::Scattered => format!("(n::numeric * 7368787 % {events})::bigint % {streams}"),
     };
+    // They grow with time, as those of the store do.
+    let id = "overlay(md5(n::text) placing lpad(to_hex(1700000000000 + n / 100), 12, '0') || '7' from 1)::uuid";
     let insert = format!(
         r#"insert into {store}.events (version, event_id, correlation_id, stream, event_type, payload)
-           select row_number() over (partition by stream order by n), gen_random_uuid(), gen_random_uuid(),
+           select row_number() over (partition by stream order by n), {id}, {id},
              'sale-' || stream, 'Sold', format('{{"customer":%s,"cents":100,"note":"%s"}}', stream, repeat('x', 190))::json
            from (select n, {stream} as stream from generate_series(0, {events} - 1) n) s
            order by n"#

@@ -59,7 +59,6 @@ impl<A: Aggregate> State<A> {
         snapshots: i32,
     ) -> Result<Read<A>, StoreError> {
         let what = "load an aggregate";
-        let mut names = Names::default();
         let mut whole = contracts.has_upcasts(stream.category());
         'page: loop {
             let mut count = 0;
@@ -92,7 +91,7 @@ impl<A: Aggregate> State<A> {
                             continue 'page;
                         }
                         None => {
-                            let raw = recorded(&row, &mut names).map_err(StoreError::on(what))?;
+                            let raw = recorded(&row, &mut Names::default()).map_err(StoreError::on(what))?;
                             contracts.decode::<A::Event>(&raw).map_err(Box::new)?.event
                         }
                     };

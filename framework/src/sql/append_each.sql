@@ -29,6 +29,7 @@ inserted as (
     traceparent, payload::json
   from entry
   where expected < 0 or expected = head
+  order by nth
   returning stream, position
 )
 select entry.head, inserted.position, false

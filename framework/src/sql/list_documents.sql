@@ -5,6 +5,6 @@
 --
 -- Returns (key text, document text).
 select key, document::text from read_model.documents
-where $1::text is null or key > $1
+where key >= coalesce($1::text, '') and key is distinct from $1
 order by key
 limit $2

@@ -271,7 +271,7 @@ impl Annals {
             Ok(()) => {
                 let batch = Batch::new([work]);
                 match batch.send(conn, sql).await {
-                    Ok(rows) => batch.outcomes(&rows).remove(0).map(Some),
+                    Ok(answers) => batch.outcomes(&answers).remove(0).map(Some),
                     Err(Fault::Raced) => Ok(None),
                     Err(fault @ Fault::Lost(_)) => return Err(fault.into_error(APPEND_IN)),
                     Err(fault) => Err(fault.into_error(APPEND_IN)),

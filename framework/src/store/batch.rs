@@ -1,8 +1,8 @@
 //! One statement for many appends, and what its answer says to each.
 
 use sqlx::{
-    PgConnection, Row,
-    postgres::{PgDatabaseError, PgRow, PgSeverity},
+    PgConnection,
+    postgres::{PgDatabaseError, PgSeverity},
 };
 use uuid::Uuid;
 
@@ -21,6 +21,10 @@ pub(crate) enum Appended {
     /// Its command id is known. Nothing was written.
     Repeated,
 }
+
+/// What a statement says of one entry: the stream's version before, the position of its last event, and whether the command
+/// id is known.
+pub(crate) type Answer = (i64, Option<i64>, bool);
 
 /// Why a batch was not written, or may not have been.
 #[derive(Debug)]
@@ -101,17 +105,18 @@ impl<'w> Batch<'w> {
         }
     }
 
-    /// Sends the batch. Returns a row `(head, position, known)` an entry.
-    pub(crate) async fn send(&self, conn: &mut PgConnection, sql: &Sql) -> Result<Vec<PgRow>, Fault> {
+    /// Sends the batch. Returns an answer an entry.
+    pub(crate) async fn send(&self, conn: &mut PgConnection, sql: &Sql) -> Result<Vec<Answer>, Fault> {
         let appends = &self.appends;
+        if let [(work, append)] = appends[..]
+            && work.record.is_none()
+            && !append.events.is_empty()
+            && let Some(answer) = send_one(work, append, conn, sql).await?
+        {
+            return Ok(vec![answer]);
+        }
+        // Of one whose stream's version is not as expected, the statements for several say which it is.
         if let Some(each) = self.each() {
-            if let [one] = each[..] {
-                let rows = send_one(one, conn, sql).await?;
-                if !rows.is_empty() {
-                    return Ok(rows);
-                }
-                // The stream's version is not as expected: the next statement says which it is.
-            }
             return send_each(&each, conn, sql).await;
         }
         let column = |of: fn(&'w Work, &'w Append, bool) -> Option<&'w str>| -> Vec<Option<&'w str>> {
@@ -129,7 +134,7 @@ impl<'w> Batch<'w> {
                 append.events.iter().enumerate().map(move |(nth, event)| (entry as i32 + 1, nth as i32 + 1, event))
             })
         };
-        sqlx::query(sql.append_events.clone())
+        sqlx::query_as(sql.append_events.clone())
             .bind(column(|_, append, _| Some(append.stream.as_str())))
             .bind(appends.iter().map(|(_, append)| expected(append)).collect::<Vec<i64>>())
             .bind(self.entries.iter().map(|&(work, _)| work as i32).collect::<Vec<i32>>())
@@ -162,27 +167,26 @@ impl<'w> Batch<'w> {
         self.appends.iter().map(alone).collect()
     }
 
-    /// What each work led to, from the rows of [`Batch::send`].
-    pub(crate) fn outcomes(&self, rows: &[PgRow]) -> Vec<Result<Appended, StoreError>> {
+    /// What each work led to, from the answers of [`Batch::send`].
+    pub(crate) fn outcomes(&self, answers: &[Answer]) -> Vec<Result<Appended, StoreError>> {
         let receipts = |work: &&Work| Ok(Appended::Written(vec![Receipt::default(); work.appends.len()]));
         let mut outcomes: Vec<Result<Appended, StoreError>> = self.works.iter().map(receipts).collect();
         // As the callers named their streams: the first that is not as expected decides.
         let mut order: Vec<usize> = (0..self.entries.len()).collect();
         order.sort_unstable_by_key(|&nth| self.entries[nth]);
         for nth in order {
-            let ((work, part), (_, append), row) = (self.entries[nth], self.appends[nth], &rows[nth]);
+            let ((work, part), (_, append)) = (self.entries[nth], self.appends[nth]);
+            let (head, position, known) = answers[nth];
             let Ok(Appended::Written(receipts)) = &mut outcomes[work] else { continue };
-            let head: i64 = row.get(0);
-            if row.get(2) {
+            if known {
                 outcomes[work] = Ok(Appended::Repeated);
             } else if expected(append) >= 0 && expected(append) != head {
                 let (stream, actual) = (append.stream.clone(), Version::new(head));
                 outcomes[work] = Err(StoreError::Conflict { stream, expected: append.expected, actual });
             } else {
-                let position = row.get::<Option<i64>, _>(1).unwrap_or(0);
                 receipts[part] = Receipt {
                     version: Version::new(head).plus(append.events.len()),
-                    position: Position::new(position),
+                    position: Position::new(position.unwrap_or(0)),
                     appended: append.events.len(),
                 };
             }
@@ -191,14 +195,10 @@ impl<'w> Batch<'w> {
     }
 }
 
-/// A caller alone pays for no batch: for its arrays, sets and joins.
-async fn send_one(
-    (work, append, event): (&Work, &Append, &NewEvent),
-    conn: &mut PgConnection,
-    sql: &Sql,
-) -> Result<Vec<PgRow>, Fault> {
-    let metadata = &work.metadata;
-    sqlx::query(sql.append_one.clone())
+/// A caller alone pays for no batch: for its sets and joins. None if the stream's version is not as expected.
+async fn send_one(work: &Work, append: &Append, conn: &mut PgConnection, sql: &Sql) -> Result<Option<Answer>, Fault> {
+    let (metadata, events) = (&work.metadata, &append.events);
+    let rows: Vec<(i64, i64)> = sqlx::query_as(sql.append_one.clone())
         .bind(append.stream.as_str())
         .bind(expected(append))
         .bind(metadata.correlation_id)
@@ -206,13 +206,15 @@ async fn send_one(
         .bind(metadata.command_id)
         .bind(metadata.actor.as_deref())
         .bind(metadata.traceparent.as_deref())
-        .bind(event.event_id)
-        .bind(&*event.event_type)
-        .bind(event.schema_version as i16)
-        .bind(event.payload.as_str())
+        .bind(events.iter().map(|event| event.event_id).collect::<Vec<Uuid>>())
+        .bind(events.iter().map(|event| &*event.event_type).collect::<Vec<&str>>())
+        .bind(events.iter().map(|event| event.schema_version as i16).collect::<Vec<i16>>())
+        .bind(events.iter().map(|event| event.payload.as_str()).collect::<Vec<&str>>())
         .fetch_all(conn)
         .await
-        .map_err(Fault::of)
+        .map_err(Fault::of)?;
+    let (first, last) = (rows.first(), rows.last());
+    Ok(first.zip(last).map(|((version, _), (_, position))| (version - 1, Some(*position), false)))
 }
 
 /// Appends of one event need one set of arrays, and neither joins nor a look at each other.
@@ -220,11 +222,11 @@ async fn send_each(
     each: &[(&Work, &Append, &NewEvent)],
     conn: &mut PgConnection,
     sql: &Sql,
-) -> Result<Vec<PgRow>, Fault> {
+) -> Result<Vec<Answer>, Fault> {
     let ids = |of: fn(&Metadata) -> Option<Uuid>| each.iter().map(|(work, ..)| of(&work.metadata)).collect::<Vec<_>>();
     let texts =
         |of: fn(&Metadata) -> Option<&str>| each.iter().map(|(work, ..)| of(&work.metadata)).collect::<Vec<_>>();
-    sqlx::query(sql.append_each.clone())
+    sqlx::query_as(sql.append_each.clone())
         .bind(each.iter().map(|(_, append, _)| append.stream.as_str()).collect::<Vec<_>>())
         .bind(each.iter().map(|(_, append, _)| expected(append)).collect::<Vec<_>>())
         .bind(ids(|metadata| metadata.correlation_id))

@@ -50,7 +50,7 @@ pub(super) struct Dispatcher {
 struct Ended {
     streams: Vec<StreamId>,
     in_lane: bool,
-    /// None if it panicked.
+    /// None if it panicked, or the runtime ends.
     finished: Option<Finished>,
 }
 
@@ -156,7 +156,7 @@ impl Dispatcher {
             Some(Finished::Held(request)) => (None, Vec::from_iter(request)),
             // A lane does not panic; if it did, its callers learn it from their dropped answers.
             None => {
-                tracing::error!("a lane of the appender panicked; a new one takes its place");
+                tracing::error!("a lane of the appender died; a new one takes its place");
                 (in_lane.then(Lane::default), vec![])
             }
         };
@@ -219,12 +219,14 @@ impl Dispatcher {
         alone: bool,
         work: impl Future<Output = Finished> + Send + 'static,
     ) {
-        let work = AssertUnwindSafe(work).catch_unwind();
-        let work = match alone {
-            true => work.map(Result::ok).boxed(),
-            false => AbortOnDropHandle::new(tokio::spawn(work)).map(|joined| joined.ok()?.ok()).boxed(),
+        let running = async move {
+            let finished = match alone {
+                true => AssertUnwindSafe(work).catch_unwind().await.ok(),
+                false => AbortOnDropHandle::new(tokio::spawn(work)).await.ok(),
+            };
+            Ended { streams, in_lane, finished }
         };
-        self.running.push(work.map(move |finished| Ended { streams, in_lane, finished }).boxed());
+        self.running.push(running.boxed());
     }
 
     /// Takes from the queue, in order, what one statement may carry: no stream twice, none that is under way.

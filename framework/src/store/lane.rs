@@ -209,8 +209,8 @@ async fn send(
         Err(_) => Err(Fault::Lost(sqlx::Error::Protocol("the server is silent".into()))),
     };
     match result {
-        Ok(rows) => {
-            let outcomes = batch.outcomes(&rows);
+        Ok(answers) => {
+            let outcomes = batch.outcomes(&answers);
             part.into_iter().zip(outcomes).for_each(|(request, outcome)| request.answer(outcome));
             Sent::Answered
         }

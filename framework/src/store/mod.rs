@@ -107,7 +107,7 @@ impl Annals {
         let _ = conn.close().await;
         let inner = Arc::new_cyclic(|inner| Inner {
             reads: pool(&config, &sql, config.read_connections)
-                .connect_lazy_with(bounded(&options, config.read_deadline).options([INDEX_PLANS])),
+                .connect_lazy_with(bounded(&options, config.read_deadline).options(INDEX_PLANS)),
             followers: pool(&config, &sql, config.follower_connections)
                 .connect_lazy_with(bounded(&options, BATCH_DEADLINE)),
             users: users
@@ -200,7 +200,7 @@ pub(crate) async fn within<T>(
 
 /// Plans of the store's reads know no values, and so follow the index. For a long stream a plan that knew its length would
 /// fetch the rows as they lie and sort them, on disk if they are many, before the first one is sent.
-const INDEX_PLANS: (&str, &str) = ("plan_cache_mode", "force_generic_plan");
+const INDEX_PLANS: [(&str, &str); 2] = [("plan_cache_mode", "force_generic_plan"), ("jit", "off")];
 
 /// Lets the server itself end what this process no longer waits for: an abandoned statement would go on, with its locks.
 fn bounded(options: &PgConnectOptions, statement: Duration) -> PgConnectOptions {
