@@ -10,6 +10,7 @@ use std::{
 };
 
 use annals::{Annals, App, BoxError, Change, Config, Id, Recorded, View};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::AssertSqlSafe;
@@ -18,6 +19,7 @@ use tokio::process::Command;
 use crate::{
     append::{append_to, note},
     measure::Figures,
+    plans::plans,
     read::{Model, Order, Sale, SaleEvent, Spend, build, connect, fill, forget_models, load_some},
     server::{self, Server},
 };
@@ -35,16 +37,40 @@ impl Curves {
     }
 }
 
-/// Measures along every axis; `largest` is the longest log.
-pub(crate) async fn growth(server: &Server, largest: usize, seconds: u64, json: Option<&Path>) -> Result<(), BoxError> {
+/// What can grow.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Axis {
+    Payload,
+    Processes,
+    Followers,
+    Events,
+    Streams,
+}
+
+/// Measures along `axes`, all if there are none; `largest` is the longest log.
+pub(crate) async fn growth(
+    server: &Server,
+    axes: &[Axis],
+    largest: usize,
+    seconds: u64,
+    json: Option<&Path>,
+) -> Result<(), BoxError> {
     let mut curves = Curves(json.map(File::create).transpose()?);
-    cost(server, seconds, &mut curves).await?;
-    processes(server, seconds, &mut curves).await?;
-    followers(server, seconds, &mut curves).await?;
-    for events in [100_000, 1_000_000, 10_000_000].into_iter().filter(|events| *events <= largest) {
+    let wanted = |axis| axes.is_empty() || axes.contains(&axis);
+    if wanted(Axis::Payload) {
+        cost(server, seconds, &mut curves).await?;
+    }
+    if wanted(Axis::Processes) {
+        processes(server, seconds, &mut curves).await?;
+    }
+    if wanted(Axis::Followers) {
+        followers(server, seconds, &mut curves).await?;
+    }
+    let lengths = [100_000, 1_000_000, 10_000_000].into_iter().filter(|events| *events <= largest);
+    for events in lengths.filter(|_| wanted(Axis::Events)) {
         along(server, "events", events, (events, events / 10), seconds, &mut curves).await?;
     }
-    for streams in [10, 1_000, 1_000_000] {
+    for streams in [10, 1_000, 1_000_000].into_iter().filter(|_| wanted(Axis::Streams)) {
         along(server, "streams", streams, (1_000_000, streams), seconds, &mut curves).await?;
     }
     Ok(())
@@ -61,6 +87,9 @@ async fn along(
 ) -> Result<(), BoxError> {
     let store = format!("bench_grown_{axis}_{x}");
     fill(server, &store, events, streams, Order::Written).await?;
+    if axis == "events" {
+        plans(server, &store, events).await?;
+    }
     forget_peak();
     let view = build(server, &store, Model::View, events).await?;
     curves.add(axis, x, "view", "events/s", view.per_s)?;

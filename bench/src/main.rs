@@ -2,8 +2,7 @@
 //!
 //! ```sh
 //! cargo run --release -p bench -- [case…] [--rounds N] [--seconds N] [--events N] [--orders FILE] [--json FILE]
-//! cargo run --release -p bench -- growth [--largest EVENTS] [--json FILE]
-//! cargo run --release -p bench -- plans [--events N]
+//! cargo run --release -p bench -- growth [axis…] [--largest EVENTS] [--json FILE]
 //! cargo run --release -p bench -- report FILE… [--folder docs/performance]
 //! ```
 //!
@@ -69,8 +68,10 @@ enum Action {
         #[arg(long, default_value = "docs/performance")]
         folder: PathBuf,
     },
-    /// What becomes of the rates when one thing grows, and what an event costs.
+    /// What becomes of the rates when one thing grows, how Postgres plans on a log that grows, and what an event costs.
     Growth {
+        /// What is to grow; all if none is given.
+        axes: Vec<growth::Axis>,
         /// The longest log, in events; 10,000,000 take some 8 GB of disk.
         #[arg(long, default_value_t = 1_000_000)]
         largest: usize,
@@ -80,12 +81,6 @@ enum Action {
         /// Writes one line of JSON a figure to this file.
         #[arg(long)]
         json: Option<PathBuf>,
-    },
-    /// How Postgres carries out the store's statements on a long log.
-    Plans {
-        /// The length of the log; 10,000,000 events take some 8 GB of disk.
-        #[arg(long, default_value_t = 1_000_000)]
-        events: usize,
     },
     /// One of several processes that append.
     #[command(hide = true)]
@@ -143,14 +138,9 @@ async fn main() -> Result<(), BoxError> {
     let arguments = Arguments::parse();
     match &arguments.action {
         Some(Action::Report { files, folder }) => return report::report(files, folder).await,
-        Some(Action::Growth { largest, seconds, json }) => {
+        Some(Action::Growth { axes, largest, seconds, json }) => {
             let server = Server::open().await?;
-            growth::growth(&server, *largest, *seconds, json.as_deref()).await?;
-            return server.close().await;
-        }
-        Some(Action::Plans { events }) => {
-            let server = Server::open().await?;
-            plans::plans(&server, *events).await?;
+            growth::growth(&server, axes, *largest, *seconds, json.as_deref()).await?;
             return server.close().await;
         }
         Some(Action::Writer { url, store, callers, seconds }) => {

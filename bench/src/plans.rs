@@ -1,15 +1,10 @@
-//! How Postgres carries out the store's statements on a log of a certain size.
+//! How Postgres carries out the store's statements on a log of a certain length.
 
 use annals::BoxError;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Row};
 
-use crate::{
-    read::{Order, connect, fill},
-    server::Server,
-};
-
-const STORE: &str = "bench_plans";
+use crate::{read::connect, server::Server};
 
 /// What an append's connection is set to, as `sql/prepare_lane.sql` does.
 const LANE: &str = "set plan_cache_mode = force_generic_plan; set enable_nestloop = off; set enable_mergejoin = off; \
@@ -17,22 +12,22 @@ const LANE: &str = "set plan_cache_mode = force_generic_plan; set enable_nestloo
 /// What a reading connection is set to.
 const READ: &str = "reset all; set plan_cache_mode = force_generic_plan";
 
-/// Prints a table of the statements on a log of `events` events: plan, pages and time, of the third run of each.
-pub(crate) async fn plans(server: &Server, events: usize) -> Result<(), BoxError> {
-    fill(server, STORE, events, events / 10, Order::Written).await?;
-    let annals = connect(server, STORE).await?;
+/// Prints a table of the statements on `store`, a log of `events` events: plan, pages and time, of the third run of each.
+pub(crate) async fn plans(server: &Server, store: &str, events: usize) -> Result<(), BoxError> {
+    let annals = connect(server, store).await?;
     let statements = annals.statements();
     annals.close().await;
     let mut conn = server.connect().await?;
     let middle = events / 2;
     let id: String = sqlx::query_scalar(AssertSqlSafe(format!(
-        "select event_id::text from {STORE}.events where position > {middle} order by position limit 1"
+        "select event_id::text from {store}.events where position > {middle} order by position limit 1"
     )))
     .fetch_one(&mut conn)
     .await?;
     println!("| {events} events: statement | nodes | rows | pages in memory | pages read | ms |");
     println!("| --- | --- | --- | --- | --- | --- |");
     for (name, what, settings, arguments) in cases(events, &id) {
+        let arguments = if arguments.is_empty() { arguments } else { format!("({arguments})") };
         let (_, text) = statements.iter().find(|(of, _)| *of == name).ok_or(format!("there is no statement {name}"))?;
         let mut plan = Value::Null;
         for _ in 0..3 {
@@ -41,7 +36,7 @@ pub(crate) async fn plans(server: &Server, events: usize) -> Result<(), BoxError
             sqlx::raw_sql(AssertSqlSafe(format!("{settings}; prepare statement as {text}")))
                 .execute(&mut *transaction)
                 .await?;
-            let explain = format!("explain (analyze, buffers, format json) execute statement({arguments})");
+            let explain = format!("explain (analyze, buffers, format json) execute statement{arguments}");
             let row = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *transaction).await?;
             plan = serde_json::from_str(row.try_get_unchecked(0)?)?;
             sqlx::raw_sql("deallocate statement").execute(&mut *transaction).await?;
@@ -59,7 +54,7 @@ pub(crate) async fn plans(server: &Server, events: usize) -> Result<(), BoxError
             plan[0]["Execution Time"].as_f64().unwrap_or_default()
         );
     }
-    server.drop_store(STORE).await
+    Ok(())
 }
 
 /// A statement, what of it, the settings of its connection, and its arguments.
