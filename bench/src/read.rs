@@ -141,7 +141,8 @@ pub(crate) async fn fill(
     let length = events / streams;
     let stream = match order {
         Order::Written => {
-            let writers = streams.min(32);
+            // Each writes as many streams as the others.
+            let writers = (1..=32).rev().find(|writers| streams % writers == 0).unwrap_or(1);
             format!("n % {writers} + {writers} * (n / {})", writers * length)
         }
         // A permutation of 0..events that is neither sorted nor grouped: multiply by a number that has no common factor.

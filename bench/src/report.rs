@@ -18,7 +18,7 @@ use crate::{measure::Figures, server::Server};
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Line {
-    Peer { case: String, package: String, per_s: Option<f64> },
+    Peer { case: String, package: String, per_s: Option<f64>, p50_us: Option<f64> },
     Growth { growth: String, x: f64, curve: String, unit: String, value: f64 },
     Case { case: String, ours: Figures, limit: Option<Figures>, ratio: Option<f64> },
 }
@@ -113,21 +113,29 @@ fn peers(lines: &[Line], folder: &Path) -> Result<String, BoxError> {
     if cases.is_empty() {
         return Ok(String::new());
     }
-    let mut text = format!("| events/s | {} |\n|{}\n", packages.join(" | "), " --- |".repeat(packages.len() + 1));
+    let mut text = format!("| | {} |\n|{}\n", packages.join(" | "), " --- |".repeat(packages.len() + 1));
     for case in cases {
+        // Of what comes at a fixed rate, the latency counts.
+        let unit = if case == "visible" { "ms, p50" } else { "events/s" };
         let rate = |wanted: &str| {
             lines.iter().find_map(|line| match line {
-                Line::Peer { case: of, package, per_s } if of == case && package == wanted => *per_s,
+                Line::Peer { case: of, package, p50_us, .. }
+                    if of == case && package == wanted && case == "visible" =>
+                {
+                    p50_us.map(|us| us / 1_000.0)
+                }
+                Line::Peer { case: of, package, per_s, .. } if of == case && package == wanted => *per_s,
                 _ => None,
             })
         };
         let cells: Vec<String> =
             packages.iter().map(|package| rate(package).map(|rate| format!("{rate:.0}")).unwrap_or_default()).collect();
-        writeln!(text, "| {case} | {} |", cells.join(" | "))?;
+        writeln!(text, "| {case}, {unit} | {} |", cells.join(" | "))?;
         let bars: Vec<_> =
             packages.iter().filter_map(|package| Some(((*package).to_owned(), rate(package)?))).collect();
-        draw_bars(&folder.join(format!("peers-{case}.svg")), &format!("{case}, events a second"), &bars)?;
+        draw_bars(&folder.join(format!("peers-{case}.svg")), &format!("{case}, {unit}"), &bars)?;
     }
+    text.push('\n');
     Ok(text)
 }
 
