@@ -142,7 +142,7 @@ pub(crate) async fn fill(
     let stream = match order {
         Order::Written => {
             // Each writes as many streams as the others.
-            let writers = (1..=32).rev().find(|writers| streams % writers == 0).unwrap_or(1);
+            let writers = (1..=32).rev().find(|writers| streams.is_multiple_of(*writers)).unwrap_or(1);
             format!("n % {writers} + {writers} * (n / {})", writers * length)
         }
         // A permutation of 0..events that is neither sorted nor grouped: multiply by a number that has no common factor.
