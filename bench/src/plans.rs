@@ -10,7 +10,7 @@ use crate::{read::connect, server::Server};
 const LANE: &str = "set plan_cache_mode = force_generic_plan; set enable_nestloop = off; set enable_mergejoin = off; \
                     set jit = off";
 /// What a reading connection is set to.
-const READ: &str = "reset all; set plan_cache_mode = force_generic_plan";
+const READ: &str = "set plan_cache_mode = force_generic_plan; set jit = off";
 
 /// Prints a table of the statements on `store`, a log of `events` events: plan, pages and time, of the third run of each.
 pub(crate) async fn plans(server: &Server, store: &str, events: usize) -> Result<(), BoxError> {
