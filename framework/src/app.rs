@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use futures::future::{BoxFuture, join_all};
+use futures::future::join_all;
 use sqlx::PgConnection;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::builder::{Builder, StartError};
+pub use self::builder::{Builder, Follow, StartError};
 use crate::{
     Aggregate, CommandCounts, Either, Event, Holder, Horizon, Id, Options, Payload, Position, Receipt, Recorded,
     StreamId, Undecodable, View,
@@ -22,7 +22,7 @@ use crate::{
     event::contract::Contracts,
     execute::{self, Repository},
     store::Annals,
-    subscription::{FollowerStatus, Handle},
+    subscription::{FollowerState, FollowerStatus, Registered, Seat, Started},
     view::ViewSql,
 };
 
@@ -95,7 +95,9 @@ struct Inner {
     repositories: HashMap<TypeId, Box<dyn Kept>>,
     views: HashMap<TypeId, ViewSql>,
     contracts: Arc<Contracts>,
-    followers: Mutex<Vec<(&'static str, Handle)>>,
+    followers: Arc<Vec<Registered>>,
+    /// None where nothing follows.
+    coordinator: Mutex<Option<Started>>,
     commands: TaskTracker,
     stop: CancellationToken,
 }
@@ -279,22 +281,27 @@ impl App {
     /// # Errors
     /// [`WaitError::Behind`] says how far behind it is after `longest`, and why if it fails.
     pub async fn wait_for(&self, name: &str, position: Position, longest: Duration) -> Result<(), WaitError> {
-        let found =
-            |(known, handle): &(&'static str, Handle)| (*known == name).then(|| (*known, handle.position.clone()));
         if self.inner.stop.is_cancelled() {
             return Err(WaitError::Stopped);
         }
-        let Some((name, mut seen)) = self.lock_followers().iter().find_map(found) else {
+        let Some(seat) = self.seats().find(|seat| seat.name == name) else {
             return Err(WaitError::Unknown { name: name.into() });
         };
-        let begun = Instant::now();
-        if let Ok(Ok(_)) = timeout(longest, seen.wait_for(|at| *at >= position)).await {
+        let (begun, mut seen) = (Instant::now(), seat.position());
+        let _waiting = seat.wait();
+        let waited = async {
+            tokio::select! {
+                Ok(_) = seen.wait_for(|at| *at >= position) => true,
+                () = self.inner.stop.cancelled() => false,
+            }
+        };
+        if let Ok(true) = timeout(longest, waited).await {
             return Ok(());
         }
         let status = self.followers().into_iter().find(|status| status.name == name);
         let at = *seen.borrow();
         Err(WaitError::Behind {
-            name,
+            name: seat.name,
             at,
             position,
             behind: position.get() - at.get(),
@@ -311,14 +318,25 @@ impl App {
         if self.inner.stop.is_cancelled() {
             return Err(WaitError::Stopped);
         }
-        let names: Vec<_> = self.lock_followers().iter().map(|(name, _)| *name).collect();
-        let waits = join_all(names.into_iter().map(|name| self.wait_for(name, position, longest))).await;
+        let waits = join_all(self.seats().map(|seat| self.wait_for(seat.name, position, longest))).await;
         waits.into_iter().collect()
     }
 
     /// How far every read model of this app has come, and what keeps it.
     pub fn followers(&self) -> Vec<FollowerStatus> {
-        self.lock_followers().iter().map(|(_, handle)| handle.status()).collect()
+        let (safe, trouble) = match &*self.lock_coordinator() {
+            Some(started) => (started.frontier.borrow().safe, started.trouble.borrow().clone()),
+            None => (Position::START, None),
+        };
+        let status = |seat: &Arc<Seat>| {
+            let mut status = seat.status(safe);
+            if let (Some(trouble), true) = (&trouble, status.state != FollowerState::Stopped) {
+                status.state = FollowerState::Retrying;
+                status.last_error.get_or_insert_with(|| trouble.clone());
+            }
+            status
+        };
+        self.seats().map(status).collect()
     }
 
     /// How far everything is: the log, its read models, and who holds them back.
@@ -347,20 +365,13 @@ impl App {
             tracing::warn!(commands = self.inner.commands.len(), "commands did not end within the drain deadline");
         }
         self.inner.stop.cancel();
-        let followers = std::mem::take(&mut *self.lock_followers());
-        let ends: Vec<BoxFuture<'_, ()>> = followers
-            .into_iter()
-            .map(|(name, mut handle)| {
-                let end = async move {
-                    if timeout_at(deadline, &mut handle.task).await.is_err() {
-                        tracing::warn!(follower = name, "a follower did not end within the drain deadline");
-                        handle.task.abort();
-                    }
-                };
-                Box::pin(end) as BoxFuture<'_, ()>
-            })
-            .collect();
-        join_all(ends).await;
+        let coordinator = self.lock_coordinator().take();
+        if let Some(mut started) = coordinator
+            && timeout_at(deadline, &mut started.task).await.is_err()
+        {
+            tracing::warn!("the followers did not end within the drain deadline");
+            started.task.abort();
+        }
         if timeout_at(deadline, self.inner.store.close()).await.is_err() {
             tracing::warn!("the store did not close within the drain deadline");
         }
@@ -385,8 +396,12 @@ impl App {
         })
     }
 
-    fn lock_followers(&self) -> std::sync::MutexGuard<'_, Vec<(&'static str, Handle)>> {
-        self.inner.followers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn seats(&self) -> impl Iterator<Item = &Arc<Seat>> {
+        self.inner.followers.iter().map(|follower| &follower.seat)
+    }
+
+    fn lock_coordinator(&self) -> std::sync::MutexGuard<'_, Option<Started>> {
+        self.inner.coordinator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

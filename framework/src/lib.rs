@@ -17,7 +17,7 @@ pub mod testing;
 pub mod view;
 
 pub use aggregate::{Aggregate, Context};
-pub use app::{App, Builder, Lag, StartError, WaitError};
+pub use app::{App, Builder, Follow, Lag, StartError, WaitError};
 pub use config::{Config, Limits, Pooler};
 pub use error::{BoxError, ExecuteError, InvalidInput, StoreError, Undecodable};
 pub use event::{ContractError, Event, Metadata, Payload, PayloadLimits, Recorded, Upcast};
@@ -25,5 +25,8 @@ pub use execute::{CommandCounts, Either, Options};
 pub use projector::Projector;
 pub use store::{Annals, Append, Finding, Holder, Horizon, NewEvent, Page, ReadLog, ReadStream, Roles, Severity};
 pub use stream::{ExpectedVersion, Id, Position, Receipt, StreamId, Version};
-pub use subscription::{FollowerState, FollowerStatus};
+pub use subscription::{
+    By, DeadLetter, DeadLetterGroup, DeadLetters, FailurePolicy, FollowerAction, FollowerState, FollowerStatus,
+    Followers, OnFailure, PartitionLag,
+};
 pub use view::{Change, View};

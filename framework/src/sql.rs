@@ -40,6 +40,22 @@ impl StoreName {
         )))
     }
 
+    /// The schema of a shadow of this read model: its number behind the name, 63 bytes at most.
+    pub(crate) fn shadow(&self, generation: i64) -> Self {
+        let (mut number, mut digits) = (generation.unsigned_abs(), vec![]);
+        while number > 0 {
+            digits.extend(char::from_digit((number % 36) as u32, 36));
+            number /= 36;
+        }
+        let digits: String = digits.into_iter().rev().collect();
+        Self(format!("{}_{digits}", self.0))
+    }
+
+    /// The name of a schema as the store has it.
+    pub(crate) fn stored(name: String) -> Self {
+        Self(name)
+    }
+
     /// `text` with this read model's schema for `read_model.`, and `store`'s for `annals.`.
     pub(crate) fn instantiate_model(&self, store: &Self, text: &str) -> SqlStr {
         let text = text.replace("read_model.", &format!("\"{}\".", self.0));
@@ -113,8 +129,53 @@ statements! {
     record_failure,
     lock_follower,
     read_follower,
-    create_follower,
-    list_checkpoints,
+    create_generation,
+    begin_batch,
+    end_batches,
+    find_parked,
+    park_events,
+    unpark_events,
+    list_due,
+    list_parked_keys,
+    read_parked,
+    halt_generation,
+    list_unregistered,
+    retire_generation,
+    record_action,
+    beat,
+    list_units,
+    claim_units,
+    release_units,
+    leave,
+    list_neighbours,
+    read_positions,
+    take_rebuild,
+    list_chores,
+    lock_live,
+    read_shadow,
+    set_indexed,
+    list_dependents,
+    prepare_swap,
+    swap_schemas,
+    enter_swap,
+    set_live,
+    drop_schema,
+    forget_generation,
+    set_search_path,
+    list_analyses,
+    set_state,
+    request_rebuild,
+    list_dead_letters,
+    group_dead_letters,
+    retry_dead_letters,
+    lock_checkpoints,
+    discard_dead_letters,
+    list_lag,
+    list_actions,
+    rename_follower,
+    forget_follower,
+    cancel_rebuild,
+    rename_schema,
     load_aggregate,
     find_command,
     read_standing,

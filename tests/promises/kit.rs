@@ -6,7 +6,8 @@ use std::{
 };
 
 use annals::{
-    Aggregate, Annals, App, CommandCounts, Config, Context, Event, ExecuteError, Options, StartError, StoreError,
+    Aggregate, Annals, App, CommandCounts, Config, Context, Event, ExecuteError, FailurePolicy, Options, StartError,
+    StoreError,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,10 @@ use uuid::Uuid;
 
 /// How long a condition may take to come true: generous, for a machine that does much else.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
+
+/// Stays before what fails for as long as a test takes.
+pub(crate) const HOLDS: FailurePolicy =
+    FailurePolicy { attempts: 1_000, ceiling: Duration::from_secs(1), ..FailurePolicy::HALT };
 
 /// Asks until `is_so`.
 #[track_caller]

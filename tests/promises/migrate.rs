@@ -108,7 +108,7 @@ async fn processes_that_start_at_once_make_one_store() {
     }
     let migrations: i64 =
         sqlx::query_scalar("select count(*) from annals.migrations").fetch_one(apps[0].store().pool()).await.unwrap();
-    assert_eq!(migrations, 1);
+    assert_eq!(migrations, 2);
     let placed = apps[0].execute::<Order>(1, place("ada", 500)).await.unwrap();
     for app in apps {
         app.wait_for_all(placed.position, LONG).await.unwrap();
@@ -167,7 +167,7 @@ async fn this_build_works_on_a_newer_builds_store_until_that_says_no() {
         &old,
         "alter table annals.events add column weight integer; alter table annals.commands add column weight integer;
          alter table annals.checkpoints add column weight integer; alter table annals.snapshots add column weight integer;
-         insert into annals.migrations (number, name, checksum) values (2, '0002_weight', 'x')",
+         insert into annals.migrations (number, name, checksum) values (3, '0003_weight', 'x')",
     )
     .await;
     old.append(&stream("note-1"), at(1), events(1)).await.unwrap();
@@ -178,10 +178,59 @@ async fn this_build_works_on_a_newer_builds_store_until_that_says_no() {
     assert_eq!((read.events.len(), placed.position.get()), (2, 3));
     started_later.shutdown().await;
 
-    run(&old, "update annals.store set minimum_reader = 2").await;
+    run(&old, "update annals.store set minimum_reader = 3").await;
     let refused = Annals::connect(Config::new(database.url())).await;
     let Err(StoreError::Unfit(text)) = &refused else { panic!("{refused:?}") };
-    assert!(text.contains("migration 2") && text.contains("deploy the newer build"), "{text}");
+    assert!(text.contains("migration 3") && text.contains("deploy the newer build"), "{text}");
+}
+
+/// The store as the first migration made it, with a view that has applied one of two events.
+const FIRST: &str = "
+    insert into annals.events (version, event_id, correlation_id, stream, event_type, payload)
+    select nth, gen_random_uuid(), gen_random_uuid(), 'order-' || nth, 'Placed', '{\"customer\":\"ada\",\"cents\":10}'
+    from generate_series(1, 1) nth;
+    insert into annals.events (version, event_id, correlation_id, stream, event_type, payload)
+    values (1, gen_random_uuid(), gen_random_uuid(), 'order-2', 'Placed', '{\"customer\":\"ada\",\"cents\":5}');
+    create schema annals_spend;
+    create table annals_spend._position (partition integer primary key, position bigint not null);
+    create table annals_spend.documents (key text primary key collate \"C\", document jsonb not null);
+    insert into annals_spend._position values (0, 1);
+    insert into annals_spend.documents values ('ada', '{\"cents\":10,\"orders\":1}');
+    insert into annals.followers (name, kind, version, generation, categories) values ('spend', 'view', 1, 7, '{order}');
+    insert into annals.checkpoints (follower, generation, version, position) values ('spend', 7, 1, 1);";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_the_first_migration_is_led_on_with_its_followers_where_they_stood() {
+    let database = database().await;
+    let pool = database.pool().await;
+    let first = include_str!("../../migrations/0001_store.sql");
+    for text in [include_str!("../../framework/src/sql/create_migrations.sql"), first, FIRST] {
+        sqlx::raw_sql(text).execute(&pool).await.unwrap();
+    }
+    sqlx::query("insert into annals.migrations (number, name, checksum) values (1, '0001_store', sha256(convert_to($1, 'UTF8')))")
+        .bind(first)
+        .execute(&pool)
+        .await
+        .unwrap();
+
+    let app = app(database.url(), "annals").await;
+    let placed = app.execute::<Order>(3, place("ada", 1)).await.unwrap();
+    app.wait_for_all(placed.position, LONG).await.unwrap();
+
+    assert_eq!(app.get::<Spend>("ada").await.unwrap(), Some(Spend { cents: 16, orders: 3 }));
+    let standing: (i32, i64, i64, i64) = sqlx::query_as(
+        "select partition, position, counted_after, applied from annals.checkpoints where follower = 'spend'",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert_eq!(standing, (1, 3, 1, 2));
+    let shown: (i32, i64) = sqlx::query_as("select * from annals_spend._position").fetch_one(&pool).await.unwrap();
+    assert_eq!(shown, (1, 3));
+    // What an older build would do to a checkpoint: it finds none.
+    let old = "update annals.checkpoints set position = 99 where follower = 'spend' and partition = 0";
+    assert_eq!(sqlx::query(old).execute(&pool).await.unwrap().rows_affected(), 0);
+    app.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

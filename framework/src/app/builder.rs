@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{App, Inner, Kept};
@@ -14,10 +15,10 @@ use crate::{
     error::StoreError,
     event::contract::Contracts,
     execute::Repository,
-    projector::{self, ProjectorFollower},
+    projector,
     store::Annals,
-    subscription::{Handle, ReadModel, Tail, send_wake_ups},
-    view::{self, ViewFollower, ViewSql},
+    subscription::{Coordinator, Model, Registered, Seat, send_wake_ups},
+    view::{self, ViewSql},
 };
 
 /// Why an app did not start. Nothing runs.
@@ -36,14 +37,29 @@ pub enum StartError {
 }
 
 type Make = Box<dyn FnOnce(&Annals, &Arc<Contracts>) -> (TypeId, Box<dyn Kept>) + Send>;
-type Check = fn(&Contracts) -> Result<(), ContractError>;
-type Start = Box<dyn FnOnce(Annals, Arc<Contracts>) -> Result<Starting, InvalidInput> + Send>;
-type Run = Box<dyn FnOnce(Annals, &Tail, CancellationToken) -> Handle + Send>;
+type Check = Box<dyn Fn(&Contracts) -> Result<(), ContractError> + Send>;
+type Define = Box<dyn FnOnce(&Annals, &Arc<Contracts>) -> Result<Model, InvalidInput> + Send>;
 
-/// A read model before it runs.
-struct Starting {
-    model: ReadModel,
-    run: Run,
+/// Which of its read models a process runs. What it does not run, others may; it can read and wait for it all the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Follow {
+    /// All that it registers.
+    #[default]
+    All,
+    /// None.
+    Nothing,
+    /// Those of these names.
+    Only(Vec<String>),
+}
+
+impl Follow {
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Nothing => false,
+            Self::Only(names) => names.iter().any(|own| own == name),
+        }
+    }
 }
 
 /// Collects what an app consists of.
@@ -54,7 +70,8 @@ pub struct Builder {
     repositories: Vec<Make>,
     readers: Vec<Check>,
     views: HashMap<TypeId, ViewSql>,
-    followers: Vec<(&'static str, Start)>,
+    followers: Vec<(&'static str, Define)>,
+    follow: Follow,
     error: Option<StartError>,
 }
 
@@ -68,6 +85,7 @@ impl Annals {
             readers: vec![],
             views: HashMap::new(),
             followers: vec![],
+            follow: Follow::All,
             error: None,
         }
     }
@@ -87,35 +105,26 @@ impl Builder {
 
     /// Lets `V` follow the log.
     pub fn view<V: View>(mut self) -> Self {
-        self.readers.push(Contracts::check_reader::<V::Event>);
+        self.readers.push(Box::new(|contracts| contracts.check_reader::<V::Event>(V::SKIPS)));
         // A name that is refused is refused at the start.
         if let Ok(sql) = ViewSql::new::<V>(&self.store.inner.name) {
             self.views.insert(TypeId::of::<V>(), sql);
         }
-        self.followers.push((
-            V::NAME,
-            Box::new(|store, contracts| {
-                let model = view::read_model::<V>(&store.inner.name, &contracts)?;
-                let follower = ViewFollower::<V>::new(&store, contracts)?;
-                let run: Run = Box::new(move |store, tail, stop| Handle::start(follower, store, tail, stop));
-                Ok(Starting { model, run })
-            }),
-        ));
+        self.followers.push((V::NAME, Box::new(view::model::<V>)));
         self
     }
 
     /// Lets `projector` follow the log.
     pub fn projector<P: Projector>(mut self, projector: P) -> Self {
-        self.readers.push(Contracts::check_reader::<P::Event>);
-        self.followers.push((
-            P::NAME,
-            Box::new(|store, contracts| {
-                let model = projector::read_model::<P>(&store.inner.name, &contracts)?;
-                let follower = ProjectorFollower::new(projector, &store, contracts)?;
-                let run: Run = Box::new(move |store, tail, stop| Handle::start(follower, store, tail, stop));
-                Ok(Starting { model, run })
-            }),
-        ));
+        self.readers.push(Box::new(|contracts| contracts.check_reader::<P::Event>(P::SKIPS)));
+        self.followers.push((P::NAME, Box::new(move |store, contracts| projector::model(projector, store, contracts))));
+        self
+    }
+
+    /// Which of the read models this process runs: all of them unless told otherwise. Each partition is run by one process at a
+    /// time, whichever of those that may has taken it.
+    pub fn follow(mut self, follow: Follow) -> Self {
+        self.follow = follow;
         self
     }
 
@@ -137,28 +146,38 @@ impl Builder {
         }
         let (store, contracts) = (self.store, Arc::new(self.contracts));
         let repositories = self.repositories.into_iter().map(|make| make(&store, &contracts)).collect();
-        let starting =
-            self.followers.into_iter().map(|(name, start)| Ok((name, start(store.clone(), contracts.clone())?)));
-        let starting: Vec<_> = starting.collect::<Result<_, InvalidInput>>()?;
-        let mut runs = vec![];
-        for (name, Starting { model, run }) in starting {
-            model.set_up(&store).await?;
-            runs.push((name, run));
+        let models = self.followers.into_iter().map(|(_, define)| define(&store, &contracts));
+        let models: Vec<Model> = models.collect::<Result<_, InvalidInput>>()?;
+        let names: Vec<&'static str> = models.iter().map(|model| model.name).collect();
+        if let Follow::Only(only) = &self.follow
+            && let Some(unknown) = only.iter().find(|name| !names.contains(&name.as_str()))
+        {
+            return Err(
+                InvalidInput::Other(format!("no read model {unknown:?} to follow is registered in this app")).into()
+            );
+        }
+        for model in &models {
+            model.set_up(&store, &names).await?;
         }
         let stop = CancellationToken::new();
         // Also where nothing follows: other processes do.
         tokio::spawn(send_wake_ups(store.clone(), stop.clone()));
-        let tail = (!runs.is_empty()).then(|| Tail::start(store.clone(), stop.clone()));
-        let mut followers = vec![];
-        if let Some(tail) = &tail {
-            followers.extend(runs.into_iter().map(|(name, run)| (name, run(store.clone(), tail, stop.clone()))));
-        }
+        let registered = models.into_iter().map(|model| Registered {
+            seat: Arc::new(Seat::new(model.name)),
+            runs: self.follow.has(model.name),
+            model,
+        });
+        let followers: Arc<Vec<Registered>> = Arc::new(registered.collect());
+        let changed = Arc::new(Notify::new());
+        let coordinator = (!followers.is_empty())
+            .then(|| Coordinator::start(store.clone(), followers.clone(), changed.clone(), stop.clone()));
         let inner = Inner {
             store,
             repositories,
             views: self.views,
             contracts,
-            followers: Mutex::new(followers),
+            followers,
+            coordinator: Mutex::new(coordinator),
             commands: TaskTracker::new(),
             stop,
         };

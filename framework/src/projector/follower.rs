@@ -2,81 +2,119 @@
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use sqlx::{Connection, PgConnection, Row, SqlStr};
 
 use crate::{
     InvalidInput, Projector, Recorded,
     error::StoreError,
     event::contract::Contracts,
-    sql::StoreName,
     store::Annals,
-    subscription::{Applied, Batch, FollowError, Follower, ReadModel},
+    subscription::{Applied, Batch, FollowError, Follower, Letters, Model, Unit, Work, guarded},
 };
 
-/// What creates the schema of `P`.
-pub(crate) fn read_model<P: Projector>(store: &StoreName, contracts: &Contracts) -> Result<ReadModel, InvalidInput> {
-    let schema = store.read_model(P::NAME)?;
-    let own = |text| schema.instantiate_model(store, text);
-    let tables = vec![
-        own(include_str!("../sql/create_read_model.sql")),
-        schema.verbatim(P::TABLES),
-        schema.verbatim(P::INDEXES),
-    ];
-    Ok(ReadModel {
+/// What there is to know of `projector` to set it up and to run it.
+pub(crate) fn model<P: Projector>(
+    projector: P,
+    store: &Annals,
+    contracts: &Arc<Contracts>,
+) -> Result<Model, InvalidInput> {
+    let (projector, store, contracts) = (Arc::new(projector), store.clone(), contracts.clone());
+    Ok(Model {
         name: P::NAME,
         kind: "projector",
         version: P::VERSION,
+        partitions: P::PARTITIONS,
+        policy: P::FAILURES,
         categories: contracts.categories_of::<P::Event>(),
-        schema,
-        tables,
+        skips: P::SKIPS,
+        definition: format!("projector {}", P::TABLES),
+        live: store.inner.name.read_model(P::NAME)?,
+        tables: P::TABLES,
+        indexes: P::INDEXES,
+        follower: Box::new(move |unit| {
+            Arc::new(ProjectorFollower::new(projector.clone(), &store, contracts.clone(), unit))
+        }),
     })
 }
 
 /// The follower of a projector.
-pub(crate) struct ProjectorFollower<P> {
-    projector: P,
+struct ProjectorFollower<P> {
+    projector: Arc<P>,
     begin: SqlStr,
     end: SqlStr,
-    level: SqlStr,
     search_path: String,
     contracts: Arc<Contracts>,
-    categories: Vec<String>,
 }
 
 impl<P: Projector> ProjectorFollower<P> {
-    pub(crate) fn new(projector: P, store: &Annals, contracts: Arc<Contracts>) -> Result<Self, InvalidInput> {
-        let name = &store.inner.name;
-        let schema = name.read_model(P::NAME)?;
-        let begin = schema.instantiate_model(name, include_str!("../sql/begin_projection.sql"));
-        let categories = contracts.categories_of::<P::Event>();
+    fn new(projector: Arc<P>, store: &Annals, contracts: Arc<Contracts>, unit: &Unit) -> Self {
+        let begin = unit.schema.instantiate_model(&store.inner.name, include_str!("../sql/begin_projection.sql"));
         // `pg_temp` is searched first unless it is named: a temporary table would take the writes.
-        let search_path = format!("\"{}\", pg_temp", schema.as_str());
-        let level = store.inner.sql.begin_read_committed.clone();
-        let end = store.inner.sql.check_projection.clone();
-        Ok(Self { projector, begin, end, level, search_path, contracts, categories })
-    }
-}
-
-impl<P: Projector> Follower for ProjectorFollower<P> {
-    fn name(&self) -> &'static str {
-        P::NAME
+        let search_path = format!("\"{}\", pg_temp", unit.schema.as_str());
+        Self { projector, begin, end: store.inner.sql.check_projection.clone(), search_path, contracts }
     }
 
-    fn categories(&self) -> &[String] {
-        &self.categories
+    /// Splits the batch into what is to be applied and what is parked. A projector's keys are the streams.
+    async fn sort(
+        &self,
+        batch: &Batch,
+        letters: &mut Letters<'_>,
+        conn: &mut PgConnection,
+    ) -> Result<Vec<Recorded<P::Event>>, FollowError> {
+        letters.find(batch.events.iter().map(|raw| raw.stream.as_str()).collect(), conn).await?;
+        let mut events = Vec::with_capacity(batch.events.len());
+        for raw in &batch.events {
+            let (position, stream) = (raw.position, raw.stream.as_str());
+            if letters.has_ended() {
+                break;
+            }
+            if letters.is_blocked(stream, false) {
+                letters.queue(position, stream, false);
+                continue;
+            }
+            let poison = letters.poison(position, stream, false).or_else(|| letters.poison(position, stream, true));
+            let decoded = match poison {
+                Some(poison) => Err(FollowError::Known(poison.told.text.clone())),
+                None => {
+                    batch.progress.decoding(position);
+                    match guarded(|| self.contracts.decode::<P::Event>(raw)) {
+                        Ok(decoded) => decoded.map_err(|error| Box::new(error).into()),
+                        Err(panic) => Err(panic),
+                    }
+                }
+            };
+            match decoded {
+                Ok(event) => {
+                    events.push(event);
+                    letters.applied(1);
+                    if batch.work != Work::Follow {
+                        letters.retried(position);
+                    }
+                }
+                Err(error) => letters.fail(position, stream, false, error)?,
+            }
+        }
+        batch.progress.end();
+        Ok(events)
     }
 
-    async fn apply(&self, batch: Batch<'_>, conn: &mut PgConnection) -> Result<Applied, FollowError> {
+    async fn work(&self, batch: &Batch, conn: &mut PgConnection) -> Result<Applied, FollowError> {
         let what = |error| FollowError::Store(StoreError::on("move a projector's checkpoint")(error));
-        let decoded = batch.events.iter().map(|raw| self.contracts.decode::<P::Event>(raw));
-        let events: Vec<Recorded<P::Event>> = decoded.collect::<Result<_, _>>().map_err(Box::new)?;
-        let mut tx = conn.begin_with(self.level.clone()).await.map_err(what)?;
+        let mut letters = Letters::new(batch);
+        let events = self.sort(batch, &mut letters, conn).await?;
+        letters.judge()?;
+        let mut tx = conn.begin_with(batch.sql.level.clone()).await.map_err(what)?;
         let row = sqlx::query(self.begin.clone())
-            .bind(P::NAME)
-            .bind(batch.from.generation)
+            .bind(batch.unit.name)
+            .bind(batch.unit.generation)
+            .bind(batch.unit.partition)
+            .bind(batch.from.fence)
             .bind(batch.from.position.get())
             .bind(batch.to.get())
+            .bind(letters.counts())
             .bind(&self.search_path)
+            .bind(batch.owner)
             .fetch_one(&mut *tx)
             .await
             .map_err(what)?;
@@ -85,7 +123,10 @@ impl<P: Projector> Follower for ProjectorFollower<P> {
             tx.rollback().await.map_err(what)?;
             return Ok(Applied::Fenced);
         }
-        self.projector.apply(&events, &mut tx).await.map_err(FollowError::Handler)?;
+        letters.store(&mut tx).await?;
+        if !events.is_empty() {
+            self.projector.apply(&events, &mut tx).await.map_err(FollowError::Handler)?;
+        }
         // Postgres answers COMMIT of a broken transaction with a rollback, and calls that a success.
         let same = sqlx::query_scalar(self.end.clone()).bind(transaction).fetch_one(&mut *tx).await;
         match same {
@@ -97,7 +138,17 @@ impl<P: Projector> Follower for ProjectorFollower<P> {
             Err(error) => return Err(what(error)),
         }
         tx.commit().await.map_err(what)?;
-        Ok(Applied::Committed)
+        Ok(Applied::Committed(letters.take_rows()))
+    }
+}
+
+impl<P: Projector> Follower for ProjectorFollower<P> {
+    fn apply<'a>(
+        &'a self,
+        batch: &'a Batch,
+        conn: &'a mut PgConnection,
+    ) -> BoxFuture<'a, Result<Applied, FollowError>> {
+        Box::pin(self.work(batch, conn))
     }
 }
 

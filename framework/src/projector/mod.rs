@@ -6,8 +6,8 @@ use std::future::Future;
 
 use sqlx::PgConnection;
 
-pub(crate) use self::follower::{ProjectorFollower, read_model};
-use crate::{BoxError, Event, Recorded};
+pub(crate) use self::follower::model;
+use crate::{BoxError, Event, FailurePolicy, Recorded};
 
 /// A read model in tables of your own, written with your own SQL, a slice of events at a time.
 ///
@@ -55,6 +55,14 @@ pub trait Projector: Send + Sync + 'static {
     const TABLES: &'static str;
     /// Creates the other indexes.
     const INDEXES: &'static str = "";
+    /// How many partitions it begins with, 1 to 1,024: each has the streams of its own. They run side by side, in one
+    /// process or in several. To change their number later, see `Annals::set_partitions`.
+    const PARTITIONS: u32 = 1;
+    /// What becomes of an event that fails, and how often it is tried.
+    const FAILURES: FailurePolicy = FailurePolicy::PARK;
+    /// Event types, among those of its categories, that it does not want and need not be able to read. Whatever else of
+    /// them it cannot read is a failure.
+    const SKIPS: &'static [&'static str] = &[];
     /// The events it reads: an aggregate's, or a union of several aggregates'.
     type Event: Event;
 

@@ -27,5 +27,4 @@ create table read_model._position (
   partition integer primary key,
   position  bigint  not null
 ) with (fillfactor = 50);
-insert into read_model._position (partition, position) values (0, 0);
 select set_config('search_path', 'read_model' || ', pg_temp', true);

@@ -1,9 +1,14 @@
--- Reads how far a follower has come.
+-- Reads how far a partition of a follower has come, if this process owns it and it is to run.
 --
---   $1 follower  text
+--   $1 follower    text
+--   $2 generation  bigint
+--   $3 partition   integer
+--   $4 owner       uuid
+--   $5 schema      text    where its rows are to be
 --
--- Returns (generation bigint, position bigint) of the live generation.
-select c.generation, c.position
-from annals.followers f
-join annals.checkpoints c on c.follower = f.name and c.generation = f.generation and c.partition = 0
-where f.name = $1
+-- Returns (position bigint, fence bigint, parked bigint, drain_to bigint, pace double precision).
+select c.position, c.fence, c.parked, g.drain_to, g.pace
+from annals.checkpoints c
+join annals.generations g on g.follower = c.follower and g.generation = c.generation
+where c.follower = $1 and c.generation = $2 and c.partition = $3 and c.owner = $4 and g.state = 'running'
+  and g.schema_name = $5

@@ -70,6 +70,8 @@ pub struct ReadLog {
     pub event_types: Vec<String>,
     /// Only streams of these categories; empty for all.
     pub categories: Vec<String>,
+    /// Not these event types.
+    pub skipped_types: Vec<String>,
 }
 
 /// Some events, and where the next page begins.
@@ -217,7 +219,7 @@ impl Inner {
     ) -> Result<Page<Position>, sqlx::Error> {
         let limit = limit.clamp(1, PAGE_EVENTS * 10);
         // Rare events: what is looked through at once stays bounded, whatever is found in it.
-        let filtered = !read.event_types.is_empty() || !read.categories.is_empty();
+        let filtered = !read.event_types.is_empty() || !read.categories.is_empty() || !read.skipped_types.is_empty();
         let end = if filtered { up_to.min(Position::new(read.after.get().saturating_add(SCAN))) } else { up_to };
         let some = |list: &[String]| if list.is_empty() { None } else { Some(list.to_vec()) };
         let page = fetch_page(conn, &self.event_bytes, limit, |last, limit| {
@@ -227,6 +229,7 @@ impl Inner {
                 .bind(some(&read.event_types))
                 .bind(some(&read.categories))
                 .bind(limit as i64)
+                .bind(some(&read.skipped_types))
         })
         .await?;
         let next = page.events.last().filter(|_| page.cut).map(|last| last.position);

@@ -2,8 +2,10 @@
 
 use std::{any::Any, time::Duration};
 
+use sha2::{Digest, Sha256};
 use sqlx::postgres::PgDatabaseError;
 
+use super::batch::Poison;
 use crate::{
     BoxError, Position,
     error::{StoreError, Undecodable},
@@ -25,6 +27,21 @@ pub(crate) enum FollowError {
     Hung(Duration),
     #[error(transparent)]
     Store(StoreError),
+    /// The event at which it failed is known, and this follower halts there.
+    #[error("{source}")]
+    At { position: Position, source: Box<FollowError> },
+    #[error("{0}")]
+    Known(String),
+    #[error("{0}")]
+    Halt(String),
+}
+
+/// What is told of a failure.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    pub(crate) text: String,
+    /// The same for failures of one cause: the text without numbers and quoted values, hashed.
+    pub(crate) fingerprint: String,
 }
 
 impl FollowError {
@@ -33,45 +50,34 @@ impl FollowError {
         match self {
             Self::Store(error) => matches!(error, StoreError::Unavailable { .. } | StoreError::Timeout { .. }),
             Self::Handler(error) => is_connection_lost(&**error),
+            Self::At { source, .. } => source.is_passing(),
             _ => false,
         }
     }
-}
 
-/// Whether the driver's error that a handler passed on is about the connection.
-fn is_connection_lost(error: &(dyn std::error::Error + 'static)) -> bool {
-    match error.downcast_ref::<sqlx::Error>() {
-        Some(sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed) => true,
-        Some(sqlx::Error::Database(error)) => {
-            let code = error.code();
-            let code = code.as_deref().unwrap_or_default();
-            code.starts_with("08") || matches!(code, "57P01" | "57P02" | "57P03" | "40001" | "40P01")
+    /// Whether it is the model that is broken, for every event alike: its tables are gone, or out of reach.
+    fn is_models(&self) -> bool {
+        let error: &(dyn std::error::Error + 'static) = match self {
+            Self::Handler(error) => &**error,
+            Self::Store(error) => error,
+            _ => return false,
+        };
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(sqlx::Error::Database(refusal)) = error.downcast_ref() {
+                return matches!(refusal.code().as_deref(), Some("42P01" | "3F000" | "42501"));
+            }
+            next = error.source();
         }
-        Some(_) => false,
-        None => error.source().is_some_and(is_connection_lost),
-    }
-}
-
-/// A failed step: of how many events, and at which, if that is known.
-pub(super) struct Failure {
-    /// None if the failure is no event's.
-    pub(super) events: usize,
-    pub(super) position: Option<Position>,
-    pub(super) error: BoxError,
-}
-
-impl Failure {
-    /// Of a batch of `events` events that begins at `first`.
-    pub(super) fn of(error: FollowError, events: usize, first: Option<Position>) -> Self {
-        if error.is_passing() {
-            return Self { events: 0, position: None, error: error.into() };
-        }
-        Self { events, position: first.filter(|_| events == 1), error: error.into() }
+        false
     }
 
     /// The error with all its causes, in one line.
     pub(super) fn text(&self) -> String {
-        let error: &(dyn std::error::Error + 'static) = &*self.error;
+        let error: &(dyn std::error::Error + 'static) = match self {
+            Self::Store(error) => error,
+            error => error,
+        };
         let mut text = words(error);
         let mut source = cause(error);
         while let Some(error) = source {
@@ -87,6 +93,96 @@ impl Failure {
         }
         text.replace('\0', "\\0")
     }
+
+    pub(super) fn told(&self) -> Told {
+        let text = self.text();
+        Told { fingerprint: fingerprint(&text), text }
+    }
+}
+
+/// Whether the driver's error that a handler passed on is about the connection.
+fn is_connection_lost(error: &(dyn std::error::Error + 'static)) -> bool {
+    match error.downcast_ref::<sqlx::Error>() {
+        Some(sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed) => true,
+        Some(sqlx::Error::Database(error)) => {
+            let code = error.code();
+            let code = code.as_deref().unwrap_or_default();
+            code.starts_with("08")
+                || code.starts_with("53")
+                || matches!(code, "57P01" | "57P02" | "57P03" | "40001" | "40P01")
+        }
+        Some(_) => false,
+        None => error.source().is_some_and(is_connection_lost),
+    }
+}
+
+/// A failed step.
+pub(super) enum Failure {
+    /// The database failed, and no event: it passes.
+    Passing(String),
+    /// The model is broken: to go on with the next event would break on that, too.
+    Model(String),
+    /// A batch of events failed; at which of them, if that is known.
+    Events { count: usize, first: Option<Position>, at: Option<Position>, told: Told },
+    /// A handler did not end: it is known where it is.
+    Hung(Poison),
+    /// It must not go on.
+    Halt(String),
+}
+
+impl Failure {
+    /// Of a batch of `count` events that begins at `first`.
+    pub(super) fn of(error: FollowError, count: usize, first: Option<Position>) -> Self {
+        match error {
+            error if error.is_passing() => Self::Passing(error.text()),
+            error if error.is_models() => Self::Model(error.text()),
+            FollowError::Halt(text) => Self::Halt(text),
+            FollowError::At { position, source } => {
+                Self::Events { count, first, at: Some(position), told: source.told() }
+            }
+            error => Self::Events { count, first, at: None, told: error.told() },
+        }
+    }
+
+    pub(super) fn text(&self) -> &str {
+        match self {
+            Self::Passing(text) | Self::Model(text) | Self::Halt(text) => text,
+            Self::Events { told, .. } | Self::Hung(Poison { told, .. }) => &told.text,
+        }
+    }
+
+    /// The event that fails, if it is known.
+    pub(super) fn position(&self) -> Option<Position> {
+        match self {
+            Self::Events { at: Some(at), .. } => Some(*at),
+            Self::Events { count: 1, first, .. } => *first,
+            Self::Hung(poison) => Some(poison.position),
+            _ => None,
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Passing(FollowError::Store(error).text())
+    }
+}
+
+/// What failures of one cause share: numbers and what stands in quotes differ from event to event.
+fn fingerprint(text: &str) -> String {
+    let mut same = String::with_capacity(text.len());
+    let mut quote = None;
+    for character in text.chars() {
+        match quote {
+            Some(end) if character == end => quote = None,
+            Some(_) => {}
+            None if character == '"' => quote = Some('"'),
+            None if character == '(' => quote = Some(')'),
+            None if character.is_ascii_digit() => {}
+            None => same.push(character),
+        }
+    }
+    Sha256::digest(same).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Behind what Postgres said, the driver says it again: that is no cause.
@@ -99,12 +195,6 @@ fn words(error: &(dyn std::error::Error + 'static)) -> String {
     let Some(sqlx::Error::Database(refusal)) = error.downcast_ref() else { return error.to_string() };
     let detail = refusal.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::detail);
     format!("{}{}", refusal.message(), detail.map(|detail| format!(" ({detail})")).unwrap_or_default())
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Self { events: 0, position: None, error: error.into() }
-    }
 }
 
 /// What a panic said.

@@ -1,22 +1,35 @@
 //! Followers: whatever reads the log in position order and remembers how far it has come.
 //!
 //! ```text
-//! tail (one a process) ─► recent events in memory ─► follower ─► read model and checkpoint, one transaction
-//!                              └─ a follower that is further behind reads for itself until it has caught up
+//! coordinator (one a process) ─► what this process owns ─► a runner for each partition
+//! tail (one a process) ─► recent events in memory ─► runner ─► read model and checkpoint, one transaction
+//!                              └─ a runner that is further behind reads for itself until it has caught up
 //! ```
 
-mod checkpoint;
+mod batch;
+mod control;
+mod coordinator;
 mod failure;
-mod follower;
+mod model;
+mod partition;
+mod policy;
+mod rebuild;
 mod recent;
+mod runner;
+mod status;
 mod tail;
 mod wake_up;
 
-pub use self::follower::{FollowerState, FollowerStatus};
 pub(crate) use self::{
-    checkpoint::{Checkpoint, ReadModel},
+    batch::{Applied, Batch, Checkpoint, Follower, Letters, Unit, Work, guarded},
+    coordinator::{Coordinator, Registered, Started},
     failure::FollowError,
-    follower::{Applied, Batch, Follower, Handle},
-    tail::Tail,
+    model::Model,
+    status::Seat,
     wake_up::send as send_wake_ups,
+};
+pub use self::{
+    control::{By, DeadLetter, DeadLetterGroup, DeadLetters, FollowerAction, Followers, PartitionLag},
+    policy::{FailurePolicy, OnFailure},
+    status::{FollowerState, FollowerStatus},
 };

@@ -21,6 +21,21 @@ struct Window {
     bytes: usize,
 }
 
+/// Which events a follower wants.
+#[derive(Debug, Clone)]
+pub(crate) struct Filter {
+    pub(crate) categories: Vec<String>,
+    /// Event types that are none of its business.
+    pub(crate) skips: &'static [&'static str],
+}
+
+impl Filter {
+    pub(crate) fn wants(&self, event: &Recorded<Payload>) -> bool {
+        self.categories.iter().any(|category| category == event.stream.category())
+            && !self.skips.contains(&&*event.event_type)
+    }
+}
+
 /// Events that a follower wants, in position order.
 pub(super) struct Found {
     pub(super) events: Vec<Arc<Recorded<Payload>>>,
@@ -54,8 +69,8 @@ impl Recent {
         }
     }
 
-    /// Up to `limit` events of `categories` behind `after`; none if the window no longer reaches back that far.
-    pub(super) fn after(&self, after: Position, limit: usize, categories: &[String]) -> Option<Found> {
+    /// Up to `limit` events that `filter` wants behind `after`; none if the window no longer reaches back that far.
+    pub(super) fn after(&self, after: Position, limit: usize, filter: &Filter) -> Option<Found> {
         let window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if after < window.after {
             return None;
@@ -69,7 +84,7 @@ impl Recent {
                 break;
             }
             found.last = Some(event.position);
-            if categories.iter().any(|category| category == event.stream.category()) {
+            if filter.wants(event) {
                 bytes += size(event);
                 found.events.push(event.clone());
             }

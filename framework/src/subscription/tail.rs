@@ -11,7 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    failure::{Failure, message},
+    failure::{FollowError, message},
     recent::Recent,
     wake_up,
 };
@@ -53,12 +53,12 @@ pub(crate) struct Tail {
 
 impl Tail {
     /// Starts reading, until `stop`.
-    pub(crate) fn start(store: Annals, stop: CancellationToken) -> Self {
+    pub(crate) fn start(store: Annals, changed: Arc<Notify>, stop: CancellationToken) -> Self {
         let (sender, frontier) = watch::channel(Frontier::default());
         let (trouble_sender, trouble) = watch::channel(None);
         let recent = Arc::new(Recent::default());
         let woken = Arc::new(Notify::new());
-        tokio::spawn(wake_up::listen(store.clone(), woken.clone(), stop.clone()));
+        tokio::spawn(wake_up::listen(store.clone(), woken.clone(), changed, stop.clone()));
         let turns = Arc::new(Semaphore::new(store.config().follower_connections.max(1) as usize));
         let reader = Reader { store, recent: recent.clone(), frontier: sender, trouble: trouble_sender, woken };
         tokio::spawn(async move {
@@ -85,7 +85,7 @@ impl Reader {
         loop {
             let error = match AssertUnwindSafe(self.follow()).catch_unwind().await {
                 Ok(Ok(never)) => match never {},
-                Ok(Err(error)) => Failure::from(error).text(),
+                Ok(Err(error)) => FollowError::Store(error).text(),
                 Err(panic) => format!("it panicked: {}", message(panic)),
             };
             self.frontier.send_modify(|frontier| frontier.connected = false);

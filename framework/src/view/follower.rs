@@ -6,16 +6,17 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use futures::future::BoxFuture;
 use quick_cache::{Weighter, unsync::Cache};
-use sqlx::{PgConnection, Row, SqlStr, postgres::PgRow};
+use sqlx::{Connection, PgConnection, Row, SqlStr};
 
 use crate::{
-    BoxError, Change, Id, PayloadLimits, Recorded, View,
+    BoxError, Change, Id, Payload, PayloadLimits, Recorded, View,
     error::StoreError,
     event::{contract::Contracts, encode::to_json},
     sql::StoreName,
     store::Annals,
-    subscription::{Applied, Batch, Checkpoint, FollowError, Follower, ReadModel},
+    subscription::{Applied, Batch, Checkpoint, FollowError, Follower, Letters, Model, Unit, Work, guarded},
 };
 
 /// The longest key: an entry of an index of Postgres takes 2,704 bytes.
@@ -32,32 +33,41 @@ pub(crate) struct ViewSql {
 }
 
 impl ViewSql {
+    /// The statements for the live documents.
     pub(crate) fn new<V: View>(store: &StoreName) -> Result<Self, crate::InvalidInput> {
-        let schema = store.read_model(V::NAME)?;
+        Ok(Self::within(store, &store.read_model(V::NAME)?))
+    }
+
+    /// The statements for the documents in `schema`.
+    fn within(store: &StoreName, schema: &StoreName) -> Self {
         let text = |text| schema.instantiate_model(store, text);
-        Ok(Self {
+        Self {
             load: text(include_str!("../sql/load_documents.sql")),
             apply: text(include_str!("../sql/apply_view.sql")),
             get: text(include_str!("../sql/get_document.sql")),
             list: text(include_str!("../sql/list_documents.sql")),
             count: text(include_str!("../sql/count_documents.sql")),
-        })
+        }
     }
 }
 
-/// What creates the schema of `V`.
-pub(crate) fn read_model<V: View>(store: &StoreName, contracts: &Contracts) -> Result<ReadModel, crate::InvalidInput> {
-    let schema = store.read_model(V::NAME)?;
-    let tables = [include_str!("../sql/create_read_model.sql"), include_str!("../sql/create_documents.sql")];
-    let mut tables: Vec<_> = tables.into_iter().map(|text| schema.instantiate_model(store, text)).collect();
-    tables.push(schema.verbatim(V::INDEXES));
-    Ok(ReadModel {
+/// What there is to know of `V` to set it up and to run it.
+pub(crate) fn model<V: View>(store: &Annals, contracts: &Arc<Contracts>) -> Result<Model, crate::InvalidInput> {
+    let live = store.inner.name.read_model(V::NAME)?;
+    let (store, contracts) = (store.clone(), contracts.clone());
+    Ok(Model {
         name: V::NAME,
         kind: "view",
         version: V::VERSION,
+        partitions: V::PARTITIONS,
+        policy: V::FAILURES,
         categories: contracts.categories_of::<V::Event>(),
-        schema,
-        tables,
+        skips: V::SKIPS,
+        definition: format!("view {} {}", std::any::type_name::<V>(), V::INDEXES),
+        live,
+        tables: include_str!("../sql/create_documents.sql"),
+        indexes: V::INDEXES,
+        follower: Box::new(move |unit| Arc::new(ViewFollower::<V>::new(&store, contracts.clone(), unit))),
     })
 }
 
@@ -65,10 +75,9 @@ pub(crate) fn read_model<V: View>(store: &StoreName, contracts: &Contracts) -> R
 const KEPT_BYTES: u64 = 4 << 20;
 
 /// The follower of a view.
-pub(crate) struct ViewFollower<V> {
+struct ViewFollower<V> {
     sql: ViewSql,
     contracts: Arc<Contracts>,
-    categories: Vec<String>,
     limits: PayloadLimits,
     kept: Mutex<Kept<V>>,
 }
@@ -94,13 +103,21 @@ impl<V> Kept<V> {
     }
 }
 
+/// An event of a batch, or why it changes nothing.
+type Decoded<E> = Result<Recorded<E>, FollowError>;
+
+/// The documents of a batch, each with its place in `list`.
+struct Documents<'k, V> {
+    places: HashMap<&'k str, usize>,
+    list: Vec<(&'k str, Result<Option<V>, FollowError>)>,
+}
+
 impl<V: View> ViewFollower<V> {
-    pub(crate) fn new(store: &Annals, contracts: Arc<Contracts>) -> Result<Self, crate::InvalidInput> {
-        let categories = contracts.categories_of::<V::Event>();
-        let sql = ViewSql::new::<V>(&store.inner.name)?;
+    fn new(store: &Annals, contracts: Arc<Contracts>, unit: &Unit) -> Self {
+        let sql = ViewSql::within(&store.inner.name, &unit.schema);
         // A document is folded from many events, so the limit of one payload does not bound it.
         let limits = PayloadLimits { bytes: 256 << 20, ..store.config().limits.payload };
-        Ok(Self { sql, contracts, categories, limits, kept: Mutex::new(Kept::nothing()) })
+        Self { sql, contracts, limits, kept: Mutex::new(Kept::nothing()) }
     }
 
     /// Takes out what is kept, if it is of this checkpoint: a batch that fails or is fenced leaves nothing behind.
@@ -114,105 +131,302 @@ impl<V: View> ViewFollower<V> {
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
     }
 
-    async fn load(&self, keys: &[&str], conn: &mut PgConnection) -> Result<Vec<(String, V)>, FollowError> {
+    /// Decodes an event and asks for its keys: those of this partition, each once, in order.
+    fn decode(&self, unit: &Unit, raw: &Recorded<Payload>) -> Result<(Recorded<V::Event>, Vec<Id>), FollowError> {
+        let event = self.contracts.decode::<V::Event>(raw).map_err(Box::new)?;
+        let mut keys = guarded(|| V::keys(&event))?;
+        keys.sort();
+        keys.dedup();
+        if let Some(error) = keys.iter().find_map(|key| refuse_key(key)) {
+            return Err(FollowError::Handler(format!("{}: {error}", V::NAME).into()));
+        }
+        keys.retain(|key| unit.has(key));
+        Ok((event, keys))
+    }
+
+    /// Loads documents; one that does not decode is its key's failure.
+    async fn load(
+        &self,
+        keys: &[&str],
+        conn: &mut PgConnection,
+    ) -> Result<Vec<(String, Result<V, FollowError>)>, FollowError> {
         let rows = sqlx::query(self.sql.load.clone())
             .bind(keys)
             .fetch_all(conn)
             .await
             .map_err(|error| FollowError::Store(StoreError::on("load documents")(error)))?;
-        let decode = |row: PgRow| {
+        let decode = |row: sqlx::postgres::PgRow| {
             let key: String = row.get(0);
             // From the text, as `App::get` reads it: by way of a `Value`, whole numbers beyond 64 bits are lost.
-            match serde_json::from_str(row.get(1)) {
-                Ok(document) => Ok((key, document)),
-                Err(error) => {
-                    let text = format!("the document {key:?} of {} does not decode: {error}", V::NAME);
-                    Err(FollowError::Handler(text.into()))
-                }
-            }
+            let document = serde_json::from_str(row.get(1)).map_err(|error| {
+                let text = format!("the document {key:?} of {} does not decode: {error}", V::NAME);
+                FollowError::Handler(text.into())
+            });
+            (key, document)
         };
-        rows.into_iter().map(decode).collect()
-    }
-}
-
-impl<V: View> Follower for ViewFollower<V> {
-    fn name(&self) -> &'static str {
-        V::NAME
+        Ok(rows.into_iter().map(decode).collect())
     }
 
-    fn categories(&self) -> &[String] {
-        &self.categories
-    }
-
-    async fn apply(&self, batch: Batch<'_>, conn: &mut PgConnection) -> Result<Applied, FollowError> {
+    async fn work(&self, batch: &Batch, conn: &mut PgConnection) -> Result<Applied, FollowError> {
         let mut kept = self.take_kept(batch.from);
-        let mut work: Vec<(Recorded<V::Event>, Vec<Id>)> = Vec::with_capacity(batch.events.len());
-        for raw in batch.events {
-            let event = self.contracts.decode::<V::Event>(raw).map_err(Box::new)?;
-            let mut keys = V::keys(&event);
-            keys.sort();
-            keys.dedup();
-            if let Some(error) = keys.iter().find_map(|key| refuse_key(key)) {
-                return Err(FollowError::Handler(format!("{}: {error}", V::NAME).into()));
-            }
-            work.push((event, keys));
+        let mut letters = Letters::new(batch);
+        let (mut events, mut keys) = (Vec::with_capacity(batch.events.len()), Vec::with_capacity(batch.events.len()));
+        for raw in &batch.events {
+            batch.progress.decoding(raw.position);
+            let decoded = match letters.poison(raw.position, raw.stream.as_str(), true) {
+                Some(poison) => Err(FollowError::Known(poison.told.text.clone())),
+                None => self.decode(&batch.unit, raw),
+            };
+            let (event, own) = decoded.map_or_else(|error| (Err(error), vec![]), |(event, keys)| (Ok(event), keys));
+            events.push(event);
+            keys.push(own);
         }
-        // The documents of the batch: each with its place in `documents`.
-        let mut places: HashMap<&str, usize> = HashMap::new();
-        let mut documents: Vec<(&str, Option<V>)> = vec![];
-        for key in work.iter().flat_map(|(_, keys)| keys) {
-            places.entry(key).or_insert_with(|| {
-                documents.push((key, kept.documents.remove(&**key).map(|(_, (document, _))| document)));
-                documents.len() - 1
+        batch.progress.end();
+        let keys = Arc::new(keys);
+        if !batch.parked.is_empty() {
+            let streams = batch.events.iter().map(|raw| raw.stream.as_str());
+            letters.find(keys.iter().flatten().map(|key| &**key).chain(streams).collect(), conn).await?;
+        }
+        let mut documents = self.documents(&letters, &batch.work, &keys, &mut kept, conn).await?;
+        batch.progress.folding(&keys);
+        let bad = fold(batch, &mut events, &keys, &mut documents, &mut letters)?;
+        batch.progress.end();
+        self.restore(&events, &keys, bad, &mut documents, conn).await?;
+        self.store(batch, documents, letters, kept, conn).await
+    }
+
+    /// The documents that the batch may change: from memory, or else from the database.
+    async fn documents<'k>(
+        &self,
+        letters: &Letters<'_>,
+        work: &Work,
+        keys: &'k [Vec<Id>],
+        kept: &mut Kept<V>,
+        conn: &mut PgConnection,
+    ) -> Result<Documents<'k, V>, FollowError> {
+        let mut documents = Documents { places: HashMap::new(), list: vec![] };
+        for key in keys.iter().flatten() {
+            let other = matches!(work, Work::Retry { key: own, by_stream: false } if **own != **key);
+            if other || letters.is_blocked(key, false) {
+                continue;
+            }
+            documents.places.entry(key).or_insert_with(|| {
+                let known = kept.documents.remove(&**key).map(|(_, (document, _))| document);
+                documents.list.push((key, Ok(known)));
+                documents.list.len() - 1
             });
         }
-        let missing: Vec<&str> =
-            documents.iter().filter(|(_, document)| document.is_none()).map(|(key, _)| *key).collect();
+        let missing = documents.list.iter().filter(|(_, document)| matches!(document, Ok(None)));
+        let missing: Vec<&str> = missing.map(|(key, _)| *key).collect();
         if !missing.is_empty() {
             for (key, document) in self.load(&missing, conn).await? {
-                documents[places[&*key]].1 = Some(document);
+                documents.list[documents.places[&*key]].1 = document.map(Some);
             }
         }
-        for (event, keys) in &work {
-            for key in keys {
-                let document = &mut documents[places[&**key]].1;
-                if document.get_or_insert_default().apply(key, event) == Change::Remove {
-                    *document = None;
+        Ok(documents)
+    }
+
+    /// Makes the documents good again whose fold ended with a failure: as they were, with the events before it.
+    async fn restore(
+        &self,
+        events: &[Decoded<V::Event>],
+        keys: &[Vec<Id>],
+        bad: Vec<(Id, usize)>,
+        documents: &mut Documents<'_, V>,
+        conn: &mut PgConnection,
+    ) -> Result<(), FollowError> {
+        if bad.is_empty() {
+            return Ok(());
+        }
+        let texts: Vec<&str> = bad.iter().map(|(key, _)| &**key).collect();
+        let mut loaded: HashMap<String, Result<V, FollowError>> = self.load(&texts, conn).await?.into_iter().collect();
+        for (key, end) in bad {
+            let mut document = match loaded.remove(&*key) {
+                Some(Ok(document)) => Some(document),
+                None => None,
+                // It was never read: it stays as it is.
+                Some(Err(_)) => {
+                    documents.leave_out(&key);
+                    continue;
+                }
+            };
+            let mut touched = false;
+            for (event, own) in events[..end].iter().zip(keys) {
+                if let (Ok(event), true) = (event, own.binary_search(&key).is_ok()) {
+                    touched = true;
+                    if document.get_or_insert_default().apply(&key, event) == Change::Remove {
+                        document = None;
+                    }
                 }
             }
+            match touched {
+                true => documents.put(&key, document),
+                false => documents.leave_out(&key),
+            }
         }
+        Ok(())
+    }
+
+    async fn store(
+        &self,
+        batch: &Batch,
+        mut documents: Documents<'_, V>,
+        mut letters: Letters<'_>,
+        mut kept: Kept<V>,
+        conn: &mut PgConnection,
+    ) -> Result<Applied, FollowError> {
         // In the order of the index.
-        documents.sort_unstable_by_key(|(key, _)| *key);
+        documents.list.sort_unstable_by_key(|(key, _)| *key);
         let (mut stored, mut texts, mut removed) = (vec![], vec![], vec![]);
-        for (key, document) in &documents {
-            let Some(document) = document else {
-                removed.push(*key);
-                continue;
-            };
-            let text = to_json(&format!("document {key:?}"), document, &self.limits);
-            texts.push(text.map_err(|error| FollowError::Handler(BoxError::from(error)))?);
-            stored.push(*key);
+        for (key, document) in &documents.list {
+            match document {
+                Ok(Some(document)) => {
+                    let text = to_json(&format!("document {key:?}"), document, &self.limits);
+                    texts.push(text.map_err(|error| FollowError::Handler(BoxError::from(error)))?);
+                    stored.push(*key);
+                }
+                Ok(None) => removed.push(*key),
+                Err(_) => {}
+            }
         }
-        let moved: bool = sqlx::query_scalar(self.sql.apply.clone())
-            .bind(V::NAME)
-            .bind(batch.from.generation)
-            .bind(batch.from.position.get())
-            .bind(batch.to.get())
-            .bind(stored)
-            .bind(&texts)
-            .bind(removed)
-            .fetch_one(conn)
-            .await
-            .map_err(|error| FollowError::Store(StoreError::on("store documents")(error)))?;
+        letters.judge()?;
+        let moved = if letters.is_empty() {
+            self.send(batch, &letters, (&stored, &texts, &removed), conn).await?
+        } else {
+            let what = |error| FollowError::Store(StoreError::on("store documents")(error));
+            let mut tx = conn.begin_with(batch.sql.level.clone()).await.map_err(what)?;
+            letters.begin(&mut tx).await?;
+            let moved = self.send(batch, &letters, (&stored, &texts, &removed), &mut tx).await?;
+            if moved {
+                letters.store(&mut tx).await?;
+                tx.commit().await.map_err(what)?;
+            }
+            moved
+        };
         if !moved {
             return Ok(Applied::Fenced);
         }
-        let stored = documents.into_iter().filter_map(|(key, document)| Some((key, document?)));
+        let stored = documents.list.into_iter().filter_map(|(key, document)| Some((key, document.ok()??)));
         for ((key, document), text) in stored.zip(&texts) {
             kept.documents.insert(key.to_owned(), (document, text.len() as u64));
         }
         self.keep(Kept { at: Some(Checkpoint { position: batch.to, ..batch.from }), ..kept });
-        Ok(Applied::Committed)
+        Ok(Applied::Committed(letters.take_rows()))
+    }
+
+    async fn send(
+        &self,
+        batch: &Batch,
+        letters: &Letters<'_>,
+        (stored, texts, removed): (&[&str], &[String], &[&str]),
+        conn: &mut PgConnection,
+    ) -> Result<bool, FollowError> {
+        let unit = &batch.unit;
+        sqlx::query_scalar(self.sql.apply.clone())
+            .bind(unit.name)
+            .bind(unit.generation)
+            .bind(unit.partition)
+            .bind(batch.from.fence)
+            .bind(batch.from.position.get())
+            .bind(batch.to.get())
+            .bind(letters.counts())
+            .bind(stored)
+            .bind(texts)
+            .bind(removed)
+            .fetch_one(conn)
+            .await
+            .map_err(|error| FollowError::Store(StoreError::on("store documents")(error)))
+    }
+}
+
+impl<V> Documents<'_, V> {
+    fn put(&mut self, key: &str, document: Option<V>) {
+        if let Some(&place) = self.places.get(key) {
+            self.list[place].1 = Ok(document);
+        }
+    }
+
+    /// Lets the stored document be.
+    fn leave_out(&mut self, key: &str) {
+        if let Some(&place) = self.places.get(key) {
+            self.list[place].1 = Err(FollowError::Known(String::new()));
+        }
+    }
+}
+
+/// Folds the events into their documents, in order. Returns the keys that failed, each with the event it failed at: from
+/// there on, nothing of the key took effect.
+fn fold<V: View>(
+    batch: &Batch,
+    events: &mut [Decoded<V::Event>],
+    keys: &Arc<Vec<Vec<Id>>>,
+    documents: &mut Documents<'_, V>,
+    letters: &mut Letters<'_>,
+) -> Result<Vec<(Id, usize)>, FollowError> {
+    let mut bad: Vec<(Id, usize)> = vec![];
+    for (nth, (raw, event)) in batch.events.iter().zip(events).enumerate() {
+        let (position, stream) = (raw.position, raw.stream.as_str());
+        if letters.has_ended() {
+            break;
+        }
+        if letters.is_blocked(stream, true) {
+            letters.queue(position, stream, true);
+            *event = Err(FollowError::Known(String::new()));
+            continue;
+        }
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                let known = std::mem::replace(error, FollowError::Known(String::new()));
+                letters.fail(position, stream, true, known)?;
+                continue;
+            }
+        };
+        for (nth_key, key) in keys[nth].iter().enumerate() {
+            match &batch.work {
+                Work::Retry { key: own, by_stream: false } if **own != **key => continue,
+                _ => {}
+            }
+            if letters.is_blocked(key, false) {
+                letters.queue(position, key, false);
+                continue;
+            }
+            let Some(&place) = documents.places.get(&**key) else { continue };
+            batch.progress.pair(nth, nth_key, position);
+            let failure = match (letters.poison(position, key, false), &mut documents.list[place].1) {
+                (Some(poison), _) => Some(FollowError::Known(poison.told.text.clone())),
+                (None, Err(error)) => Some(std::mem::replace(error, FollowError::Known(String::new()))),
+                (None, Ok(document)) => match guarded(|| document.get_or_insert_default().apply(key, event)) {
+                    Ok(Change::Keep) => None,
+                    Ok(Change::Remove) => {
+                        *document = None;
+                        None
+                    }
+                    Err(error) => Some(error),
+                },
+            };
+            match failure {
+                None => letters.applied(1),
+                Some(error) => {
+                    letters.fail(position, key, false, error)?;
+                    bad.push((key.clone(), nth));
+                }
+            }
+        }
+        if batch.work != Work::Follow && !letters.has_ended() {
+            letters.retried(position);
+        }
+    }
+    Ok(bad)
+}
+
+impl<V: View> Follower for ViewFollower<V> {
+    fn apply<'a>(
+        &'a self,
+        batch: &'a Batch,
+        conn: &'a mut PgConnection,
+    ) -> BoxFuture<'a, Result<Applied, FollowError>> {
+        Box::pin(self.work(batch, conn))
     }
 }
 

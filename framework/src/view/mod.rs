@@ -4,8 +4,8 @@ mod follower;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-pub(crate) use self::follower::{ViewFollower, ViewSql, read_model};
-use crate::{Event, Id, Recorded};
+pub(crate) use self::follower::{ViewSql, model};
+use crate::{Event, FailurePolicy, Id, Recorded};
 
 /// What becomes of a document once an event was applied to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,14 @@ pub trait View: Default + Serialize + DeserializeOwned + Send + Sync + 'static {
     const VERSION: u32 = 1;
     /// Indexes on `documents` for your own queries: `create index on documents ((document->>'city'));`.
     const INDEXES: &'static str = "";
+    /// How many partitions it begins with, 1 to 1,024: each has the keys of its own. They run side by side, in one
+    /// process or in several. To change their number later, see `Annals::set_partitions`.
+    const PARTITIONS: u32 = 1;
+    /// What becomes of an event that fails, and how often it is tried.
+    const FAILURES: FailurePolicy = FailurePolicy::PARK;
+    /// Event types, among those of its categories, that it does not want and need not be able to read. Whatever else of
+    /// them it cannot read is a failure.
+    const SKIPS: &'static [&'static str] = &[];
     /// The events it reads: an aggregate's, or a union of several aggregates'.
     type Event: Event;
 

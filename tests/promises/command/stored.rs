@@ -1,14 +1,14 @@
 //! P6: an event that this build cannot read is named exactly; older ones are led to the current version.
 
 use annals::{
-    Aggregate, Annals, App, Change, Context, Event, ExpectedVersion, Id, NewEvent, ReadStream, Recorded, StoreError,
-    StreamId, Upcast, View, testing::database,
+    Aggregate, Annals, App, Change, Context, Event, ExpectedVersion, FailurePolicy, Id, NewEvent, ReadStream, Recorded,
+    StoreError, StreamId, Upcast, View, testing::database,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    kit::{Account, AccountCommand, AccountEvent, LONG, chain, eventually, open, refusal},
+    kit::{Account, AccountCommand, AccountEvent, HOLDS, LONG, chain, eventually, open, refusal},
     shop::{Order, OrderCommand, OrderEvent},
 };
 
@@ -21,6 +21,7 @@ struct Seen {
 
 impl View for Seen {
     const NAME: &'static str = "seen";
+    const FAILURES: FailurePolicy = HOLDS;
     type Event = AccountEvent;
 
     fn keys(_: &Recorded<AccountEvent>) -> Vec<Id> {
@@ -201,6 +202,7 @@ impl Aggregate for Meter {
 
 impl View for Meter {
     const NAME: &'static str = "meters";
+    const FAILURES: FailurePolicy = HOLDS;
     type Event = MeterEvent;
 
     fn keys(recorded: &Recorded<MeterEvent>) -> Vec<Id> {

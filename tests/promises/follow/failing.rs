@@ -6,8 +6,8 @@ use std::{
 };
 
 use annals::{
-    App, BoxError, Change, ExpectedVersion, FollowerState, FollowerStatus, Id, NewEvent, Position, Projector, Recorded,
-    StreamId, View, WaitError, testing::database,
+    App, BoxError, Change, DeadLetters, ExpectedVersion, FailurePolicy, FollowerState, FollowerStatus, Id, NewEvent,
+    Position, Projector, Recorded, StreamId, View, WaitError, testing::database,
 };
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{checkpoint, status};
 use crate::{
     app::place,
-    kit::{Account, AccountCommand, LONG, eventually, open},
+    kit::{Account, AccountCommand, HOLDS, LONG, eventually, open},
     shop::{Journal, Order, OrderEvent, Spend},
 };
 
@@ -24,6 +24,7 @@ struct Strict;
 
 impl Projector for Strict {
     const NAME: &'static str = "strict";
+    const FAILURES: FailurePolicy = HOLDS;
     const TABLES: &'static str =
         "create table amounts (position bigint primary key, cents bigint constraint no_500 check (cents <> 500))";
     type Event = OrderEvent;
@@ -126,6 +127,7 @@ struct Panicky(i64);
 
 impl View for Panicky {
     const NAME: &'static str = "panicky";
+    const FAILURES: FailurePolicy = HOLDS;
     type Event = OrderEvent;
 
     fn keys(_: &Recorded<OrderEvent>) -> Vec<Id> {
@@ -175,12 +177,16 @@ async fn a_document_that_no_longer_decodes_is_an_error_and_not_a_new_document() 
     set(r#"{"cents":10,"orders":"one"}"#).execute(app.store().pool()).await.unwrap();
     let read = app.get::<Spend>("ada").await.unwrap_err().to_string();
     let second = app.execute::<Order>(2, place("ada", 10)).await.unwrap();
-    eventually("it is shown", || async { status(&app, "spend").failed_position == Some(second.position) }).await;
-    let error = status(&app, "spend").last_error.unwrap();
+    let third = app.execute::<Order>(3, place("bob", 10)).await.unwrap();
+    app.wait_for_all(third.position, LONG).await.unwrap();
+    let letters = app.store().followers().dead_letters(Some("spend"), &DeadLetters::All, 10).await.unwrap();
     set(r#"{"cents":10,"orders":1}"#).execute(app.store().pool()).await.unwrap();
-    app.wait_for_all(second.position, LONG).await.unwrap();
+    let by = super::by("mended the document");
+    app.store().followers().retry("spend", &DeadLetters::All, &by).await.unwrap();
+    eventually("nothing is parked", || async { super::parked(&app, "spend").await == 0 }).await;
 
-    for text in [read, error] {
+    assert_eq!((letters.len(), letters[0].position, &*letters[0].key), (1, second.position, "ada"));
+    for text in [read, letters[0].error.clone().unwrap()] {
         assert!(text.contains("\"ada\"") && text.contains("does not decode") && text.contains("one"), "{text}");
     }
     assert_eq!(app.get::<Spend>("ada").await.unwrap(), Some(Spend { cents: 20, orders: 2 }));

@@ -2,12 +2,15 @@
 
 mod failing;
 mod once;
+mod owners;
+mod parking;
 mod projector;
+mod rebuild;
 mod setup;
 mod views;
 mod waking;
 
-use annals::{App, Config, FollowerStatus, Position};
+use annals::{App, By, Config, DeadLetters, FollowerStatus, Position};
 
 use crate::{
     kit::open_with,
@@ -29,4 +32,25 @@ fn status(app: &App, name: &str) -> FollowerStatus {
 async fn checkpoint(app: &App, name: &str) -> Position {
     let position = sqlx::query_scalar("select position from annals.checkpoints where follower = $1").bind(name);
     Position::new(position.fetch_one(app.store().pool()).await.unwrap())
+}
+
+fn by(reason: &str) -> By {
+    By::new("tests", reason)
+}
+
+/// How many events are parked for `name`, as its dead letters have it.
+async fn parked(app: &App, name: &str) -> usize {
+    app.store().followers().dead_letters(Some(name), &DeadLetters::All, 100_000).await.unwrap().len()
+}
+
+/// Every event of `name` is applied, parked or discarded, and the dead letters say so, too.
+async fn assert_accounted(app: &App, name: &str) -> (i64, i64, i64, i64) {
+    let sums = "select sum(pairs)::bigint, sum(applied)::bigint, sum(parked)::bigint, sum(discarded)::bigint, \
+                (select count(*) from annals.dead_letters where follower = $1 and state <> 'discarded'), \
+                (select count(*) from annals.dead_letters where follower = $1 and state = 'discarded') \
+                from annals.lag where follower = $1 and purpose = 'live'";
+    let (pairs, applied, parked, discarded, letters, thrown): (i64, i64, i64, i64, i64, i64) =
+        sqlx::query_as(sums).bind(name).fetch_one(app.store().pool()).await.unwrap();
+    assert_eq!((applied + parked + discarded, parked, discarded), (pairs, letters, thrown), "{name}");
+    (pairs, applied, parked, discarded)
 }

@@ -9,8 +9,8 @@ use std::{
 };
 
 use annals::{
-    App, BoxError, ExpectedVersion, FollowerState, FollowerStatus, NewEvent, Projector, ReadLog, Recorded, StoreError,
-    StreamId,
+    App, BoxError, ExpectedVersion, FailurePolicy, FollowerState, FollowerStatus, NewEvent, Projector, ReadLog,
+    Recorded, StoreError, StreamId,
     testing::{database, server},
 };
 use futures::{TryStreamExt, future::join_all};
@@ -19,7 +19,7 @@ use serde_json::Value;
 use super::{checkpoint, shop, status};
 use crate::{
     app::place,
-    kit::{Account, AccountCommand, LONG, eventually, open, refusal},
+    kit::{Account, AccountCommand, HOLDS, LONG, eventually, open, refusal},
     shop::{Order, OrderCommand, OrderEvent, Spend},
 };
 
@@ -124,6 +124,7 @@ struct Slow(Arc<AtomicBool>);
 
 impl Projector for Slow {
     const NAME: &'static str = "slow";
+    const FAILURES: FailurePolicy = HOLDS;
     const TABLES: &'static str = "create table seen (position bigint primary key)";
     type Event = OrderEvent;
 

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use annals::{App, BoxError, Config, ExpectedVersion, NewEvent, Projector, Recorded, StreamId, testing::database};
+use annals::{
+    App, BoxError, Config, ExpectedVersion, FailurePolicy, NewEvent, Projector, Recorded, StreamId, testing::database,
+};
 use sqlx::{Executor, PgConnection};
 
 use super::{checkpoint, status};
 use crate::{
     app::place,
-    kit::{LONG, eventually, open},
+    kit::{HOLDS, LONG, eventually, open},
     shop::{Order, OrderEvent},
 };
 
@@ -24,6 +26,7 @@ const ABANDONED: i64 = 6;
 
 impl Projector for Search {
     const NAME: &'static str = "search";
+    const FAILURES: FailurePolicy = HOLDS;
     const TABLES: &'static str = "
         create type kind as enum ('small', 'large');
         create table orders (id text primary key, kind kind not null);

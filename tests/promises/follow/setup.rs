@@ -8,27 +8,9 @@ use sqlx::Executor;
 use super::shop;
 use crate::{
     app::place,
-    kit::{LONG, open, start_error},
+    kit::{LONG, eventually, open, start_error},
     shop::{Order, OrderEvent, Spend},
 };
-
-/// The view `spend` of a later build.
-#[derive(Default, Serialize, Deserialize)]
-struct NewSpend;
-
-impl View for NewSpend {
-    const NAME: &'static str = "spend";
-    const VERSION: u32 = 2;
-    type Event = OrderEvent;
-
-    fn keys(_: &Recorded<OrderEvent>) -> Vec<Id> {
-        vec![]
-    }
-
-    fn apply(&mut self, _: &Id, _: &Recorded<OrderEvent>) -> Change {
-        Change::Keep
-    }
-}
 
 /// A view that nobody registers.
 #[derive(Default, Serialize, Deserialize)]
@@ -54,22 +36,35 @@ impl Projector for SpendTable {
     const TABLES: &'static str = "create table spend (cents bigint)";
     type Event = OrderEvent;
 
-    async fn apply(&self, _: &[Recorded<OrderEvent>], _: &mut sqlx::PgConnection) -> Result<(), BoxError> {
+    async fn apply(&self, events: &[Recorded<OrderEvent>], conn: &mut sqlx::PgConnection) -> Result<(), BoxError> {
+        for _ in events {
+            sqlx::query("insert into spend values (1)").execute(&mut *conn).await?;
+        }
         Ok(())
     }
 }
 
+/// The same under another name.
+struct Renamed;
+
+impl Projector for Renamed {
+    const NAME: &'static str = "spent";
+    const TABLES: &'static str = SpendTable::TABLES;
+    type Event = OrderEvent;
+
+    async fn apply(&self, events: &[Recorded<OrderEvent>], conn: &mut sqlx::PgConnection) -> Result<(), BoxError> {
+        SpendTable.apply(events, conn).await
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn another_version_or_kind_under_the_same_name_is_refused_with_what_to_do() {
+async fn another_kind_under_the_same_name_is_refused_with_what_to_do() {
     let database = database().await;
     let app = shop(database.url(), |_| ()).await;
     let store = open(database.url()).await;
 
-    let (_, version) = start_error(store.app().aggregate::<Order>().view::<NewSpend>()).await;
     let (_, kind) = start_error(store.app().aggregate::<Order>().projector(SpendTable)).await;
 
-    assert!(version.contains("spend is stored at version 1 and this build has version 2"), "{version}");
-    assert!(version.contains("drop schema annals_spend cascade"), "{version}");
     assert!(kind.contains("spend is a view in this store, and a projector in this build"), "{kind}");
     app.shutdown().await;
 }
@@ -86,20 +81,21 @@ async fn a_schema_that_is_somebody_elses_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_text_says_builds_a_read_model_again() {
+async fn a_follower_that_was_forgotten_is_built_again() {
     let database = database().await;
     let app = shop(database.url(), |_| ()).await;
     let placed = app.execute::<Order>(1, place("ada", 10)).await.unwrap();
     app.wait_for_all(placed.position, LONG).await.unwrap();
     app.shutdown().await;
 
-    let rows = "drop schema annals_spend cascade; delete from annals.checkpoints where follower = 'spend'; \
-                delete from annals.followers where name = 'spend'";
-    database.pool().await.execute(sqlx::raw_sql(rows)).await.unwrap();
+    open(database.url()).await.followers().forget("spend", &super::by("begin anew")).await.unwrap();
     let app = shop(database.url(), |_| ()).await;
     app.wait_for_all(placed.position, LONG).await.unwrap();
 
     assert_eq!(app.get::<Spend>("ada").await.unwrap(), Some(Spend { cents: 10, orders: 1 }));
+    let old = "select count(*) from pg_namespace where nspname like 'annals\\_spend\\_%'";
+    let schemas = || async { sqlx::query_scalar::<_, i64>(old).fetch_one(app.store().pool()).await.unwrap() };
+    eventually("the old schema is dropped", || async { schemas().await == 0 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,9 +105,7 @@ async fn a_process_that_runs_on_while_a_read_model_is_built_again_writes_nothing
     let placed = old.execute::<Order>(1, place("ada", 10)).await.unwrap();
     old.wait_for_all(placed.position, LONG).await.unwrap();
 
-    let rows = "drop schema annals_spend cascade; delete from annals.checkpoints where follower = 'spend'; \
-                delete from annals.followers where name = 'spend'";
-    database.pool().await.execute(sqlx::raw_sql(rows)).await.unwrap();
+    old.store().followers().forget("spend", &super::by("begin anew")).await.unwrap();
     let new = shop(database.url(), |_| ()).await;
     new.wait_for_all(placed.position, LONG).await.unwrap();
     // What only the new one knows: the old one has another document in memory, and stands at the same position.
@@ -121,7 +115,32 @@ async fn a_process_that_runs_on_while_a_read_model_is_built_again_writes_nothing
     let placed = old.execute::<Order>(2, place("ada", 5)).await.unwrap();
     old.wait_for_all(placed.position, LONG).await.unwrap();
 
-    assert_eq!(old.get::<Spend>("ada").await.unwrap(), Some(Spend { cents: 1005, orders: 2 }));
+    // Whichever of the two ran it at the time: one that had stored the document itself does not load it again.
+    let found = old.get::<Spend>("ada").await.unwrap();
+    assert!(matches!(found, Some(Spend { cents: 1005 | 15, orders: 2 })), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_model_that_was_renamed_by_mistake_is_refused_and_can_be_renamed_in_the_store() {
+    let database = database().await;
+    let store = open(database.url()).await;
+    let app = store.app().aggregate::<Order>().projector(SpendTable).start().await.unwrap();
+    let placed = app.execute::<Order>(1, place("ada", 10)).await.unwrap();
+    app.wait_for_all(placed.position, LONG).await.unwrap();
+    app.shutdown().await;
+
+    let store = open(database.url()).await;
+    let (_, text) = start_error(store.app().aggregate::<Order>().projector(Renamed)).await;
+    store.followers().rename("spend", "spent", &super::by("a better word")).await.unwrap();
+    let app = store.app().aggregate::<Order>().projector(Renamed).start().await.unwrap();
+    app.wait_for_all(placed.position, LONG).await.unwrap();
+
+    assert!(text.contains("spent is new in this store, and spend, which this app does not register"), "{text}");
+    let rows: i64 =
+        sqlx::query_scalar("select count(*) from annals_spent.spend").fetch_one(store.pool()).await.unwrap();
+    assert_eq!(rows, 1, "nothing was applied again");
+    let taken = store.followers().rename("spend", "again", &super::by("twice")).await.unwrap_err().to_string();
+    assert!(taken.contains("no view or projector \"spend\""), "{taken}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

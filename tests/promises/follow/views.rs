@@ -1,12 +1,12 @@
 //! P4: the documents of a view.
 
-use annals::{Aggregate, App, Change, Context, Event, Id, Recorded, View, testing::database};
+use annals::{Aggregate, App, Change, Context, Event, FailurePolicy, Id, Recorded, View, testing::database};
 use futures::future::join_all;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::status;
-use crate::kit::{LONG, eventually, open};
+use crate::kit::{HOLDS, LONG, eventually, open};
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 enum TagEvent {
@@ -177,6 +177,7 @@ struct ById;
 
 impl View for ById {
     const NAME: &'static str = "by_id";
+    const FAILURES: FailurePolicy = HOLDS;
     type Event = TagEvent;
 
     fn keys(recorded: &Recorded<TagEvent>) -> Vec<Id> {

@@ -160,9 +160,9 @@ fn a_reader_is_checked_against_the_registered_aggregates() {
 
     assert_eq!(contracts.categories_of::<Both>(), ["card", "order"]);
     assert_eq!(contracts.categories_of::<CardEvent>(), ["card"]);
-    contracts.check_reader::<Both>().unwrap();
-    contracts.check_reader::<OrderEvent>().unwrap();
-    let error = contracts.check_reader::<Lacking>().unwrap_err().to_string();
+    contracts.check_reader::<Both>(&[]).unwrap();
+    contracts.check_reader::<OrderEvent>(&[]).unwrap();
+    let error = contracts.check_reader::<Lacking>(&[]).unwrap_err().to_string();
     assert!(
         error.ends_with(
             "Lacking cannot read what it asks for: Ordered of \"order\" is missing in it; Placed of \"order\" is missing \
@@ -170,7 +170,7 @@ fn a_reader_is_checked_against_the_registered_aggregates() {
         ),
         "{error}"
     );
-    let error = Contracts::default().check_reader::<CardEvent>().unwrap_err().to_string();
+    let error = Contracts::default().check_reader::<CardEvent>(&[]).unwrap_err().to_string();
     assert!(error.contains("no registered aggregate has these events; add .aggregate::<…>()"), "{error}");
 }
 

@@ -1,0 +1,57 @@
+-- Discards parked events, for a reason that stays. What waits behind them is tried at once. The checkpoints are locked
+-- (lock_checkpoints.sql), and their fences tell whoever runs the follower.
+--
+--   $1 follower     text
+--   $2 key          text    null for all
+--   $3 fingerprint  text    null for all
+--   $4 position     bigint  null for all
+--   $5 actor        text
+--   $6 reason       text
+--
+-- Returns (bigint): how many.
+with chosen as (
+  select d.generation, d.partition, d.key, d.position
+  from annals.dead_letters d
+  join annals.generations g on g.follower = d.follower and g.generation = d.generation and g.purpose in ('live', 'rebuild')
+  where d.follower = $1 and d.state <> 'discarded' and ($2::text is null or d.key = $2)
+    and ($3::text is null or d.fingerprint = $3) and ($4::bigint is null or d.position = $4)
+),
+discarded as (
+  update annals.dead_letters d
+  set state = 'discarded', next_attempt_at = null, discarded_by = $5, discarded_at = clock_timestamp(), reason = $6
+  from chosen c
+  where d.follower = $1 and (d.generation, d.partition, d.key, d.position) = (c.generation, c.partition, c.key, c.position)
+  returning d.generation, d.partition
+),
+counted as (
+  select generation, partition, count(*) as number from discarded group by generation, partition
+),
+told as (
+  update annals.checkpoints c
+  set parked = c.parked - n.number, discarded = c.discarded + n.number, fence = c.fence + 1
+  from counted n where c.follower = $1 and (c.generation, c.partition) = (n.generation, n.partition)
+),
+next as (
+  select distinct on (d.generation, d.partition, d.key, d.by_stream) d.generation, d.partition, d.key, d.position
+  from annals.dead_letters d
+  join (select distinct generation, partition, key from chosen) as k
+    on (d.generation, d.partition, d.key) = (k.generation, k.partition, k.key)
+  where d.follower = $1 and d.state <> 'discarded'
+    and not exists (
+      select from chosen c
+      where (c.generation, c.partition, c.key, c.position) = (d.generation, d.partition, d.key, d.position))
+  order by d.generation, d.partition, d.key, d.by_stream, d.position
+),
+due as (
+  update annals.dead_letters d set next_attempt_at = clock_timestamp()
+  from next n
+  where d.follower = $1 and (d.generation, d.partition, d.key, d.position) = (n.generation, n.partition, n.key, n.position)
+    and d.state = 'queued'
+),
+recorded as (
+  insert into annals.actions (follower, generation, action, actor, reason, details)
+  select $1, generation, 'discard', $5, $6,
+    json_build_object('events', sum(number), 'key', $2::text, 'fingerprint', $3::text, 'position', $4::bigint)
+  from counted group by generation
+)
+select coalesce(sum(number), 0)::bigint from counted

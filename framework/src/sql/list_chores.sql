@@ -1,0 +1,15 @@
+-- Lists what there is to do for followers beside following: rebuilds that were asked for, shadows, old schemas.
+--
+--   $1 names  text[]
+--
+-- Returns (follower text, what text, generation bigint, schema_name text, version integer, partitions integer): `rebuild`
+-- for one that was asked for, `shadow` for one that is being built, `drop` for a schema that nothing serves any more.
+select f.name, 'rebuild', null::bigint, null::text, null::integer, null::integer
+from annals.followers f where f.name = any ($1) and f.rebuild_requested_at is not null
+union all
+select g.follower, 'shadow', g.generation, g.schema_name, g.version, g.partitions
+from annals.generations g where g.follower = any ($1) and g.purpose = 'rebuild' and g.state = 'running'
+union all
+select g.follower, 'drop', g.generation, g.schema_name, g.version, g.partitions
+from annals.generations g
+where g.purpose = 'retired' and g.state_at < clock_timestamp() - interval '5 seconds'

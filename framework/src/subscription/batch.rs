@@ -1,0 +1,436 @@
+//! A piece of work for a follower: events, where the checkpoint stands, and what of them cannot be applied.
+
+use std::{
+    collections::{HashMap, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, AtomicUsize, Ordering},
+    },
+};
+
+use futures::future::BoxFuture;
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use super::{
+    failure::{FollowError, Told, message},
+    partition::partition_of,
+    policy::{FailurePolicy, OnFailure},
+};
+use crate::{
+    Payload, Position, Recorded,
+    error::StoreError,
+    sql::{Sql, StoreName},
+};
+
+/// What a process can own: one partition of one generation of a follower.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unit {
+    pub(crate) name: &'static str,
+    pub(crate) generation: i64,
+    pub(crate) partition: i32,
+    pub(crate) partitions: i32,
+    /// Whether it is being built beside the live one.
+    pub(crate) shadow: bool,
+    pub(crate) schema: StoreName,
+}
+
+impl Unit {
+    /// Whether `key` is this partition's.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        partition_of(key, self.partitions) == self.partition
+    }
+}
+
+/// How far a partition has come, as committed. A piece of work commits only if the checkpoint is still this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    pub(crate) position: Position,
+    pub(crate) fence: i64,
+}
+
+/// What a follower does with events. Work and checkpoint commit together.
+pub(crate) trait Follower: Send + Sync {
+    /// Applies a batch on `conn`, which is outside any transaction, before and after.
+    fn apply<'a>(&'a self, batch: &'a Batch, conn: &'a mut PgConnection)
+    -> BoxFuture<'a, Result<Applied, FollowError>>;
+}
+
+/// Whether a piece of work was committed.
+pub(crate) enum Applied {
+    /// It was, together with the checkpoint. These of its events were parked.
+    Committed(Vec<Letter>),
+    /// The checkpoint is another: somebody else does this work, or has changed what it rests on. Nothing was changed.
+    Fenced,
+}
+
+/// Why events are given to a follower.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// They are the next ones of the log.
+    Follow,
+    /// They are parked for this key, in order, and are tried again.
+    Retry { key: String, by_stream: bool },
+}
+
+/// Events to apply, and how the checkpoint moves with them.
+pub(crate) struct Batch {
+    pub(crate) unit: Arc<Unit>,
+    pub(crate) owner: Uuid,
+    pub(crate) events: Vec<Arc<Recorded<Payload>>>,
+    pub(crate) from: Checkpoint,
+    pub(crate) to: Position,
+    pub(crate) work: Work,
+    pub(crate) policy: FailurePolicy,
+    /// Keys that may be parked.
+    pub(crate) parked: Arc<Parked>,
+    /// What is known to fail, and is not tried again here.
+    pub(crate) poison: Vec<Poison>,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) storm: Arc<Mutex<Storm>>,
+    pub(crate) sql: Arc<BatchSql>,
+}
+
+/// The statements that all followers share.
+pub(crate) struct BatchSql {
+    pub(crate) level: sqlx::SqlStr,
+    begin: sqlx::SqlStr,
+    find_parked: sqlx::SqlStr,
+    park: sqlx::SqlStr,
+    unpark: sqlx::SqlStr,
+}
+
+impl BatchSql {
+    pub(crate) fn new(sql: &Sql) -> Self {
+        Self {
+            level: sql.begin_read_committed.clone(),
+            begin: sql.begin_batch.clone(),
+            find_parked: sql.find_parked.clone(),
+            park: sql.park_events.clone(),
+            unpark: sql.unpark_events.clone(),
+        }
+    }
+}
+
+/// An event that is known to fail: for one of its keys, or for all of them.
+#[derive(Debug, Clone)]
+pub(crate) struct Poison {
+    pub(crate) position: Position,
+    pub(crate) key: Option<String>,
+    /// Not even its keys can be asked for.
+    pub(crate) by_stream: bool,
+    pub(crate) told: Told,
+}
+
+/// Where a handler is, for whoever waits for it in vain.
+#[derive(Default)]
+pub(crate) struct Progress {
+    position: AtomicI64,
+    /// 1-based, of the keys of the event; 0 before there are any.
+    nth_key: AtomicUsize,
+    keys: Mutex<Option<Arc<Vec<Vec<crate::Id>>>>>,
+    nth_event: AtomicUsize,
+}
+
+impl Progress {
+    pub(crate) fn decoding(&self, position: Position) {
+        self.position.store(position.get(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn folding(&self, keys: &Arc<Vec<Vec<crate::Id>>>) {
+        *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = Some(keys.clone());
+    }
+
+    pub(crate) fn pair(&self, nth_event: usize, nth_key: usize, position: Position) {
+        self.position.store(position.get(), Ordering::Relaxed);
+        self.nth_event.store(nth_event, Ordering::Relaxed);
+        self.nth_key.store(nth_key + 1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end(&self) {
+        self.position.store(0, Ordering::Relaxed);
+    }
+
+    /// The event that the handler is busy with, and for which key; none outside of it.
+    pub(super) fn stuck_at(&self) -> Option<(Position, Option<String>)> {
+        let position = self.position.load(Ordering::Relaxed);
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let nth_key = self.nth_key.load(Ordering::Relaxed).checked_sub(1);
+        let key = nth_key.and_then(|nth| keys.as_ref()?.get(self.nth_event.load(Ordering::Relaxed))?.get(nth));
+        (position > 0).then(|| (Position::new(position), key.map(|key| (**key).to_owned())))
+    }
+}
+
+/// Which keys of a partition may be parked: never one too few. What it finds is asked of the database.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Parked {
+    hashes: HashSet<u64>,
+    /// There are more than are kept in memory.
+    many: bool,
+}
+
+impl Parked {
+    /// What is kept at most: 16 MB.
+    pub(super) const MOST: usize = 500_000;
+
+    pub(super) fn of(keys: &[String]) -> Self {
+        Self { many: keys.len() >= Self::MOST, hashes: keys.iter().map(|key| hash(key)).collect() }
+    }
+
+    pub(super) fn add(&mut self, key: &str) {
+        self.hashes.insert(hash(key));
+        self.many |= self.hashes.len() >= Self::MOST;
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.hashes.is_empty() && !self.many
+    }
+
+    pub(crate) fn may_have(&self, key: &str) -> bool {
+        self.many || (!self.hashes.is_empty() && self.hashes.contains(&hash(key)))
+    }
+}
+
+fn hash(key: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Failures that look alike, among the events of late.
+#[derive(Default)]
+pub(crate) struct Storm {
+    events: f64,
+    failures: HashMap<String, f64>,
+}
+
+impl Storm {
+    /// How many events are looked at together, about.
+    const WINDOW: f64 = 1_000.0;
+
+    /// The failure that most events of late share, if they are so many that it is a storm.
+    fn judge(&mut self, policy: &FailurePolicy, events: usize, letters: &[Letter]) -> Option<Told> {
+        self.events += events as f64;
+        let mut worst: Option<Told> = None;
+        for told in letters.iter().filter_map(|letter| letter.told.as_ref()) {
+            let failures = self.failures.entry(told.fingerprint.clone()).or_default();
+            *failures += 1.0;
+            if *failures >= f64::from(policy.storm_events) && *failures >= policy.storm_share * self.events {
+                worst = Some(told.clone());
+            }
+        }
+        if self.events > Self::WINDOW {
+            let keep = Self::WINDOW / 2.0 / self.events;
+            self.events *= keep;
+            self.failures.values_mut().for_each(|failures| *failures *= keep);
+            self.failures.retain(|_, failures| *failures >= 0.5);
+        }
+        worst
+    }
+}
+
+/// An event that is parked for a key: it failed, or it waits behind one that did.
+#[derive(Debug, Clone)]
+pub(crate) struct Letter {
+    pub(crate) position: Position,
+    pub(crate) key: String,
+    pub(crate) by_stream: bool,
+    /// None if it only waits.
+    pub(crate) told: Option<Told>,
+}
+
+/// By how much a partition's counts of (event, key) pairs grow.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counts {
+    pairs: i64,
+    applied: i64,
+    parked: i64,
+}
+
+/// What becomes of the pairs of one batch.
+pub(crate) struct Letters<'b> {
+    batch: &'b Batch,
+    blocked: HashSet<(String, bool)>,
+    rows: Vec<Letter>,
+    counts: Counts,
+    /// The last event of a retried key that took effect.
+    retried: Option<Position>,
+    /// An event of the retried key failed: those behind it wait on.
+    ended: bool,
+}
+
+impl<'b> Letters<'b> {
+    pub(crate) fn new(batch: &'b Batch) -> Self {
+        Self { batch, blocked: HashSet::new(), rows: vec![], counts: Counts::default(), retried: None, ended: false }
+    }
+
+    /// Asks which of `keys`, each with whether it is a stream that stands for unknown keys, are parked.
+    pub(crate) async fn find(&mut self, keys: Vec<&str>, conn: &mut PgConnection) -> Result<(), FollowError> {
+        let mut keys: Vec<&str> = keys.into_iter().filter(|key| self.batch.parked.may_have(key)).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let unit = &self.batch.unit;
+        let rows = sqlx::query(self.batch.sql.find_parked.clone())
+            .bind(unit.name)
+            .bind(unit.generation)
+            .bind(unit.partition)
+            .bind(keys)
+            .fetch_all(conn)
+            .await
+            .map_err(|error| FollowError::Store(StoreError::on("look for parked keys")(error)))?;
+        self.blocked = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        // What is tried again is not blocked by itself.
+        if let Work::Retry { key, by_stream } = &self.batch.work {
+            self.blocked.remove(&(key.clone(), *by_stream));
+        }
+        Ok(())
+    }
+
+    /// Whether `key` is parked, before or in this batch.
+    pub(crate) fn is_blocked(&self, key: &str, by_stream: bool) -> bool {
+        !self.blocked.is_empty() && self.blocked.contains(&(key.to_owned(), by_stream))
+    }
+
+    fn is_retried(&self, key: &str, by_stream: bool) -> bool {
+        matches!(&self.batch.work, Work::Retry { key: own, by_stream: stream } if own == key && *stream == by_stream)
+    }
+
+    /// Whether an event of the key that is tried again has failed, so that the rest waits on.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Parks an event behind others of its key.
+    pub(crate) fn queue(&mut self, position: Position, key: &str, by_stream: bool) {
+        self.rows.push(Letter { position, key: key.to_owned(), by_stream, told: None });
+        (self.counts.pairs, self.counts.parked) = (self.counts.pairs + 1, self.counts.parked + 1);
+    }
+
+    /// Parks an event that failed for a key, or fails the batch if this follower halts at such events.
+    pub(crate) fn fail(
+        &mut self,
+        position: Position,
+        key: &str,
+        by_stream: bool,
+        error: impl Into<FollowError>,
+    ) -> Result<(), FollowError> {
+        let error = error.into();
+        if self.batch.policy.on_failure == OnFailure::Halt {
+            return Err(FollowError::At { position, source: Box::new(error) });
+        }
+        self.blocked.insert((key.to_owned(), by_stream));
+        if self.is_retried(key, by_stream) {
+            self.ended = true;
+        } else {
+            (self.counts.pairs, self.counts.parked) = (self.counts.pairs + 1, self.counts.parked + 1);
+        }
+        self.rows.push(Letter { position, key: key.to_owned(), by_stream, told: Some(error.told()) });
+        Ok(())
+    }
+
+    /// What is known to fail at `position` for `key`.
+    pub(crate) fn poison(&self, position: Position, key: &str, by_stream: bool) -> Option<&'b Poison> {
+        self.batch.poison.iter().find(|poison| {
+            poison.position == position
+                && poison.by_stream == by_stream
+                && poison.key.as_deref().is_none_or(|poisoned| poisoned == key)
+        })
+    }
+
+    /// `pairs` pairs of the event at `position` took effect.
+    pub(crate) fn applied(&mut self, pairs: usize) {
+        let pairs = pairs as i64;
+        (self.counts.pairs, self.counts.applied) = (self.counts.pairs + pairs, self.counts.applied + pairs);
+    }
+
+    /// The event at `position` of the key that is tried again is done with.
+    pub(crate) fn retried(&mut self, position: Position) {
+        self.retried = Some(position);
+        // It was counted when it was parked.
+        (self.counts.pairs, self.counts.parked) = (self.counts.pairs - 1, self.counts.parked - 1);
+    }
+
+    /// By how much pairs, applied, parked and discarded grow.
+    pub(crate) fn counts(&self) -> [i64; 4] {
+        [self.counts.pairs, self.counts.applied, self.counts.parked, 0]
+    }
+
+    /// Whether there is more to store than the model and the checkpoint, in one transaction with them.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.retried.is_none()
+    }
+
+    /// Refuses to park one more of too many failures that look alike.
+    pub(crate) fn judge(&self) -> Result<(), FollowError> {
+        if self.batch.work != Work::Follow {
+            return Ok(());
+        }
+        let mut storm = self.batch.storm.lock().unwrap_or_else(PoisonError::into_inner);
+        match storm.judge(&self.batch.policy, self.batch.events.len(), &self.rows) {
+            None => Ok(()),
+            Some(told) => {
+                *storm = Storm::default();
+                Err(FollowError::Halt(format!("too many events fail alike to park them all: {}", told.text)))
+            }
+        }
+    }
+
+    /// Lets whoever takes over end this transaction, should this process be stopped in it.
+    pub(crate) async fn begin(&self, conn: &mut PgConnection) -> Result<(), FollowError> {
+        let what = |error| FollowError::Store(StoreError::on("begin a batch")(error));
+        sqlx::query(self.batch.sql.begin.clone()).bind(self.batch.owner).execute(conn).await.map(drop).map_err(what)
+    }
+
+    /// Stores the dead letters of the batch, in its transaction, behind the statement that moved the checkpoint.
+    pub(crate) async fn store(&self, conn: &mut PgConnection) -> Result<(), FollowError> {
+        let what = |error| FollowError::Store(StoreError::on("park events")(error));
+        let (unit, sql) = (&self.batch.unit, &self.batch.sql);
+        if let (Work::Retry { key, by_stream }, Some(position)) = (&self.batch.work, self.retried) {
+            sqlx::query(sql.unpark.clone())
+                .bind(unit.name)
+                .bind(unit.generation)
+                .bind(unit.partition)
+                .bind(key)
+                .bind(by_stream)
+                .bind(position.get())
+                .execute(&mut *conn)
+                .await
+                .map_err(what)?;
+        }
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        let column = |value: fn(&Letter) -> Option<&str>| self.rows.iter().map(value).collect::<Vec<_>>();
+        let delays: Vec<f64> =
+            (1..).map_while(|attempts| self.batch.policy.delay(attempts)).map(|delay| delay.as_secs_f64()).collect();
+        sqlx::query(sql.park.clone())
+            .bind(unit.name)
+            .bind(unit.generation)
+            .bind(unit.partition)
+            .bind(self.rows.iter().map(|letter| letter.position.get()).collect::<Vec<_>>())
+            .bind(self.rows.iter().map(|letter| letter.key.as_str()).collect::<Vec<_>>())
+            .bind(self.rows.iter().map(|letter| letter.by_stream).collect::<Vec<_>>())
+            .bind(column(|letter| letter.told.as_ref().map(|told| told.fingerprint.as_str())))
+            .bind(column(|letter| letter.told.as_ref().map(|told| told.text.as_str())))
+            .bind(delays)
+            .execute(conn)
+            .await
+            .map(drop)
+            .map_err(what)
+    }
+
+    /// What was parked.
+    pub(crate) fn take_rows(&mut self) -> Vec<Letter> {
+        std::mem::take(&mut self.rows)
+    }
+}
+
+/// Runs a handler's own code: a panic is its failure, and nobody else's.
+pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, FollowError> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| FollowError::Panicked(message(panic)))
+}

@@ -1,0 +1,544 @@
+//! Control over followers from any process, through the database: whoever runs them obeys within a second.
+
+use chrono::{DateTime, Utc};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, SqlSafeStr, postgres::PgRow};
+use uuid::Uuid;
+
+use super::wake_up;
+use crate::{
+    Position, StreamId, Version,
+    error::StoreError,
+    sql::StoreName,
+    store::{Annals, connect, within},
+};
+
+/// Who does something to a follower, and why. Both are recorded with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct By {
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl By {
+    /// `actor`, for `reason`.
+    pub fn new(actor: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { actor: actor.into(), reason: reason.into() }
+    }
+}
+
+/// One partition of one generation of a follower: a row of the view `lag`, which is open to any SQL.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct PartitionLag {
+    /// The follower's name.
+    pub follower: String,
+    /// The version of its code.
+    pub version: i32,
+    /// `live`; `rebuild` while it is built beside the live one; `verify` while it is built to compare.
+    pub purpose: String,
+    /// Which model of the follower this is.
+    pub generation: i64,
+    /// 1 to `partitions`.
+    pub partition: i32,
+    /// How many there are.
+    pub partitions: i32,
+    /// `running`, `retrying`, `paused`, `halted`, or `unowned` if no process has it.
+    pub state: String,
+    /// Why it is paused or halted, or the last failure.
+    pub reason: Option<String>,
+    /// Every event up to here has taken effect, is parked, or is none of its business.
+    pub position: Position,
+    /// Positions that the end of the log is ahead.
+    pub behind: i64,
+    /// The age of the next event of the log, in seconds; 0 if there is none.
+    pub seconds_behind: f64,
+    /// Positions a second, of late.
+    pub rate: Option<f64>,
+    /// `behind` at that rate.
+    pub seconds_to_catch_up: Option<f64>,
+    /// (event, key) pairs in its scope so far; each is applied, parked or discarded.
+    pub pairs: i64,
+    /// See `pairs`.
+    pub applied: i64,
+    /// See `pairs`.
+    pub parked: i64,
+    /// See `pairs`.
+    pub discarded: i64,
+    /// The name of the process that runs it, and its machine's process id.
+    pub owner: Option<(String, i32)>,
+}
+
+/// An event that a follower could not apply, or one that waits behind such an event of its key.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct DeadLetter {
+    /// The follower's name.
+    pub follower: String,
+    /// The event's position.
+    pub position: Position,
+    /// The key that it is parked for.
+    pub key: String,
+    /// Whether the key is the stream because the model's own keys could not be learned.
+    pub by_stream: bool,
+    /// `failed`, `queued` behind one that failed, or `discarded`.
+    pub state: String,
+    /// How often it was tried.
+    pub attempts: i32,
+    /// The same for failures of one cause.
+    pub fingerprint: Option<String>,
+    /// The last failure.
+    pub error: Option<String>,
+    /// Since when it is parked.
+    pub parked_at: DateTime<Utc>,
+    /// When it failed last.
+    pub failed_at: Option<DateTime<Utc>>,
+    /// When it is tried again; none if only somebody's asking does that.
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    /// Who discarded it, when, and why.
+    pub discarded: Option<(String, DateTime<Utc>, String)>,
+    /// The event's stream and version.
+    pub stream: StreamId,
+    /// See `stream`.
+    pub version: Version,
+    /// The event's type.
+    pub event_type: String,
+    /// The event's id.
+    pub event_id: Uuid,
+    /// The event's payload, byte for byte.
+    pub payload: String,
+}
+
+/// Failures that look alike.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct DeadLetterGroup {
+    /// The follower's name.
+    pub follower: String,
+    /// What they share.
+    pub fingerprint: String,
+    /// One of their errors.
+    pub error: String,
+    /// How many events failed.
+    pub failed: i64,
+    /// How many events wait behind them.
+    pub waiting: i64,
+    /// Since when the oldest is parked.
+    pub oldest: DateTime<Utc>,
+    /// When the next of them is tried again.
+    pub next_attempt_at: Option<DateTime<Utc>>,
+}
+
+/// Which dead letters of a follower.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum DeadLetters {
+    /// All of them.
+    #[default]
+    All,
+    /// Those of a key.
+    Key(String),
+    /// Those whose failures look alike.
+    Fingerprint(String),
+    /// One event, for every key that it is parked for.
+    Event(Position),
+}
+
+impl DeadLetters {
+    fn parts(&self) -> (Option<&str>, Option<&str>, Option<i64>) {
+        match self {
+            Self::All => (None, None, None),
+            Self::Key(key) => (Some(key), None, None),
+            Self::Fingerprint(fingerprint) => (None, Some(fingerprint), None),
+            Self::Event(position) => (None, None, Some(position.get())),
+        }
+    }
+}
+
+/// Something that was done to a follower.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct FollowerAction {
+    /// The follower's name.
+    pub follower: String,
+    /// What: `pause`, `resume`, `rebuild`, `cancel rebuild`, `swap`, `retry`, `discard`, `halt`, `rename`, `forget`.
+    pub action: String,
+    /// Who did it; `annals` for the framework itself.
+    pub actor: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// More of it, as JSON.
+    pub details: Option<String>,
+    /// When.
+    pub acted_at: DateTime<Utc>,
+}
+
+/// Control over the followers of a store, whichever process runs them.
+#[derive(Debug, Clone)]
+pub struct Followers {
+    store: Annals,
+}
+
+impl Annals {
+    /// Control over the followers of this store, whichever process runs them.
+    pub fn followers(&self) -> Followers {
+        Followers { store: self.clone() }
+    }
+}
+
+impl Followers {
+    /// How far every partition of every follower has come, and who has it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::Timeout`], as every method here.
+    pub async fn lag(&self) -> Result<Vec<PartitionLag>, StoreError> {
+        let sql = &self.store.inner.sql.list_lag;
+        let rows = self.read("list followers", || sqlx::query(sql.clone())).await?;
+        let lag = |row: &PgRow| PartitionLag {
+            follower: row.get("follower"),
+            version: row.get("version"),
+            purpose: row.get("purpose"),
+            generation: row.get("generation"),
+            partition: row.get("partition"),
+            partitions: row.get("partitions"),
+            state: row.get("state"),
+            reason: row.get("reason"),
+            position: Position::new(row.get("position")),
+            behind: row.get("behind"),
+            seconds_behind: row.get("seconds_behind"),
+            rate: row.get("rate"),
+            seconds_to_catch_up: row.get("seconds_to_catch_up"),
+            pairs: row.get("pairs"),
+            applied: row.get("applied"),
+            parked: row.get("parked"),
+            discarded: row.get("discarded"),
+            owner: row.get::<Option<String>, _>("owner").zip(row.get("pid")),
+        };
+        Ok(rows.iter().map(lag).collect())
+    }
+
+    /// Lets `name` stop where it is, and what is being built for it, until it is resumed.
+    ///
+    /// # Errors
+    /// [`StoreError::Unfit`] if there is no such follower; one that is paused already is left as it is.
+    pub async fn pause(&self, name: &str, by: &By) -> Result<(), StoreError> {
+        self.set_state(name, "paused", "pause", by).await
+    }
+
+    /// Lets `name` go on that was paused, or that halted.
+    ///
+    /// # Errors
+    /// As [`Followers::pause`].
+    pub async fn resume(&self, name: &str, by: &By) -> Result<(), StoreError> {
+        self.set_state(name, "running", "resume", by).await
+    }
+
+    async fn set_state(&self, name: &str, state: &str, action: &str, by: &By) -> Result<(), StoreError> {
+        let what = StoreError::on("change a follower's state");
+        self.check(name).await?;
+        let mut conn = self.connect().await?;
+        sqlx::query(self.store.inner.sql.set_state.clone())
+            .bind(name)
+            .bind(state)
+            .bind(&by.actor)
+            .bind(&by.reason)
+            .bind(action)
+            .execute(&mut conn)
+            .await
+            .map_err(what)?;
+        self.done(conn).await
+    }
+
+    /// Lets `name` be built anew from the log, beside what serves. A process that has its code begins within a second; what
+    /// serves goes on until the new model takes its place. `pace` bounds the events a second; none lets the rebuild step back
+    /// for a share of the time while the log is being written.
+    ///
+    /// # Errors
+    /// As [`Followers::pause`].
+    pub async fn rebuild(&self, name: &str, pace: Option<f64>, by: &By) -> Result<(), StoreError> {
+        let what = StoreError::on("ask for a rebuild");
+        self.check(name).await?;
+        let mut conn = self.connect().await?;
+        sqlx::query(self.store.inner.sql.request_rebuild.clone())
+            .bind(name)
+            .bind(&by.actor)
+            .bind(&by.reason)
+            .bind(pace)
+            .execute(&mut conn)
+            .await
+            .map_err(what)?;
+        self.done(conn).await
+    }
+
+    /// Gives up what is being built for `name`. What serves is not touched. Returns whether there was anything.
+    ///
+    /// # Errors
+    /// As [`Followers::pause`].
+    pub async fn cancel_rebuild(&self, name: &str, by: &By) -> Result<bool, StoreError> {
+        let what = StoreError::on("cancel a rebuild");
+        self.check(name).await?;
+        let mut conn = self.connect().await?;
+        let cancelled: i64 = sqlx::query_scalar(self.store.inner.sql.cancel_rebuild.clone())
+            .bind(name)
+            .bind(&by.actor)
+            .bind(&by.reason)
+            .fetch_one(&mut conn)
+            .await
+            .map_err(what)?;
+        self.done(conn).await?;
+        Ok(cancelled > 0)
+    }
+
+    /// Parked events, with the events they are about, in the order in which they would take effect: up to `limit`.
+    ///
+    /// # Errors
+    /// As [`Followers::lag`].
+    pub async fn dead_letters(
+        &self,
+        name: Option<&str>,
+        letters: &DeadLetters,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        self.list(name, letters, false, limit).await
+    }
+
+    /// Events that somebody discarded, likewise.
+    ///
+    /// # Errors
+    /// As [`Followers::lag`].
+    pub async fn discarded(
+        &self,
+        name: Option<&str>,
+        letters: &DeadLetters,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        self.list(name, letters, true, limit).await
+    }
+
+    async fn list(
+        &self,
+        name: Option<&str>,
+        letters: &DeadLetters,
+        discarded: bool,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        let (key, fingerprint, position) = letters.parts();
+        let owned = |text: Option<&str>| text.map(ToOwned::to_owned);
+        let (name, key, fingerprint) = (owned(name), owned(key), owned(fingerprint));
+        let sql = &self.store.inner.sql.list_dead_letters;
+        let rows = self
+            .read("list dead letters", || {
+                sqlx::query(sql.clone())
+                    .bind(name.clone())
+                    .bind(key.clone())
+                    .bind(fingerprint.clone())
+                    .bind(position)
+                    .bind(discarded)
+                    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            })
+            .await?;
+        let letter = |row: &PgRow| DeadLetter {
+            follower: row.get("follower"),
+            position: Position::new(row.get("position")),
+            key: row.get("key"),
+            by_stream: row.get("by_stream"),
+            state: row.get("state"),
+            attempts: row.get("attempts"),
+            fingerprint: row.get("fingerprint"),
+            error: row.get("error"),
+            parked_at: row.get("parked_at"),
+            failed_at: row.get("failed_at"),
+            next_attempt_at: row.get("next_attempt_at"),
+            discarded: row
+                .get::<Option<String>, _>("discarded_by")
+                .zip(row.get::<Option<DateTime<Utc>>, _>("discarded_at"))
+                .map(|(who, when)| (who, when, row.get::<Option<String>, _>("reason").unwrap_or_default())),
+            stream: StreamId::stored(row.get("stream")),
+            version: Version::new(row.get("version")),
+            event_type: row.get("event_type"),
+            event_id: row.get("event_id"),
+            payload: row.get_unchecked::<String, _>("payload"),
+        };
+        Ok(rows.iter().map(letter).collect())
+    }
+
+    /// The failures of `name`, or of all followers, that look alike: the largest group first.
+    ///
+    /// # Errors
+    /// As [`Followers::lag`].
+    pub async fn dead_letter_groups(&self, name: Option<&str>) -> Result<Vec<DeadLetterGroup>, StoreError> {
+        let (sql, name) = (&self.store.inner.sql.group_dead_letters, name.map(ToOwned::to_owned));
+        let rows = self.read("group dead letters", || sqlx::query(sql.clone()).bind(name.clone())).await?;
+        let group = |row: &PgRow| DeadLetterGroup {
+            follower: row.get(0),
+            fingerprint: row.get(1),
+            error: row.get(2),
+            failed: row.get(3),
+            waiting: row.get(4),
+            oldest: row.get(5),
+            next_attempt_at: row.get(6),
+        };
+        Ok(rows.iter().map(group).collect())
+    }
+
+    /// Lets parked keys be tried again now, each in order from its first event on. Returns how many keys.
+    ///
+    /// # Errors
+    /// As [`Followers::pause`].
+    pub async fn retry(&self, name: &str, letters: &DeadLetters, by: &By) -> Result<u64, StoreError> {
+        self.change(name, letters, by, &self.store.inner.sql.retry_dead_letters, "retry dead letters").await
+    }
+
+    /// Discards parked events: `name` goes on without them, and what waits behind them is tried at once. The events stay in
+    /// the log, and the dead letters with the reason. A rebuild leaves them out, too. Returns how many events.
+    ///
+    /// # Errors
+    /// As [`Followers::pause`]; [`StoreError::Unfit`] without a reason.
+    pub async fn discard(&self, name: &str, letters: &DeadLetters, by: &By) -> Result<u64, StoreError> {
+        if by.reason.trim().is_empty() {
+            return Err(StoreError::Unfit("to discard events takes a reason, which stays with them".into()));
+        }
+        self.change(name, letters, by, &self.store.inner.sql.discard_dead_letters, "discard dead letters").await
+    }
+
+    async fn change(
+        &self,
+        name: &str,
+        letters: &DeadLetters,
+        by: &By,
+        sql: &sqlx::SqlStr,
+        what: &'static str,
+    ) -> Result<u64, StoreError> {
+        self.check(name).await?;
+        let what = StoreError::on(what);
+        let (key, fingerprint, position) = letters.parts();
+        let mut conn = self.connect().await?;
+        let mut tx = conn.begin_with(self.store.inner.sql.begin_read_committed.clone()).await.map_err(&what)?;
+        let locking = sqlx::query(self.store.inner.sql.lock_checkpoints.clone()).bind(name);
+        locking.execute(&mut *tx).await.map_err(&what)?;
+        let changed: i64 = sqlx::query_scalar(sql.clone())
+            .bind(name)
+            .bind(key)
+            .bind(fingerprint)
+            .bind(position)
+            .bind(&by.actor)
+            .bind(&by.reason)
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(&what)?;
+        tx.commit().await.map_err(&what)?;
+        self.done(conn).await?;
+        Ok(changed.unsigned_abs())
+    }
+
+    /// Keeps the model of a follower that its code calls otherwise from now on.
+    ///
+    /// # Errors
+    /// As [`Followers::pause`]; [`StoreError::Unfit`] if `new` is taken, or is no name.
+    pub async fn rename(&self, old: &str, new: &str, by: &By) -> Result<(), StoreError> {
+        let what = StoreError::on("rename a follower");
+        let schema = self.store.inner.name.read_model(new)?;
+        let mut conn = self.connect().await?;
+        let sql = &self.store.inner.sql;
+        let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
+        sqlx::query(sql.lock_checkpoints.clone()).bind(old).execute(&mut *tx).await.map_err(&what)?;
+        let renaming = sqlx::query_scalar(sql.rename_follower.clone())
+            .bind(old)
+            .bind(new)
+            .bind(schema.as_str())
+            .bind(&by.actor)
+            .bind(&by.reason);
+        let was: Option<String> = renaming.fetch_optional(&mut *tx).await.map_err(&what)?;
+        let Some(was) = was else { return Err(unknown(old)) };
+        self.rename_schema(&was, schema.as_str(), &mut tx).await?;
+        tx.commit().await.map_err(&what)?;
+        self.done(conn).await
+    }
+
+    /// Lets the store forget a follower: its checkpoints, its dead letters, and, a little later, its tables. The log stays, so
+    /// a follower of that name that starts afterwards is built anew.
+    ///
+    /// # Errors
+    /// As [`Followers::pause`].
+    pub async fn forget(&self, name: &str, by: &By) -> Result<(), StoreError> {
+        let what = StoreError::on("forget a follower");
+        let mut conn = self.connect().await?;
+        let sql = &self.store.inner.sql;
+        let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
+        let locking = sqlx::query(sql.lock_follower.clone()).bind(name);
+        let number: i64 = locking.fetch_one(&mut *tx).await.map_err(&what)?.get(2);
+        sqlx::query(sql.lock_checkpoints.clone()).bind(name).execute(&mut *tx).await.map_err(&what)?;
+        let suffix = StoreName::stored(String::new()).shadow(number);
+        let suffix = suffix.as_str().trim_start_matches('_');
+        let forgetting =
+            sqlx::query(sql.forget_follower.clone()).bind(name).bind(&by.actor).bind(&by.reason).bind(suffix);
+        let Some(row) = forgetting.fetch_optional(&mut *tx).await.map_err(&what)? else { return Err(unknown(name)) };
+        let schema: String = row.get(1);
+        self.rename_schema(&schema, &format!("{schema}_{suffix}"), &mut tx).await?;
+        tx.commit().await.map_err(&what)?;
+        self.done(conn).await
+    }
+
+    async fn rename_schema(&self, old: &str, new: &str, conn: &mut PgConnection) -> Result<(), StoreError> {
+        let what = StoreError::on("rename a read model's schema");
+        let asking = sqlx::query_scalar(self.store.inner.sql.rename_schema.clone()).bind(old).bind(new);
+        let statement: Option<String> = asking.fetch_optional(&mut *conn).await.map_err(&what)?;
+        let Some(statement) = statement else { return Ok(()) };
+        sqlx::raw_sql(AssertSqlSafe(statement).into_sql_str()).execute(conn).await.map(drop).map_err(what)
+    }
+
+    /// What was done to `name`, or to all followers, the latest first: up to `limit`.
+    ///
+    /// # Errors
+    /// As [`Followers::lag`].
+    pub async fn actions(&self, name: Option<&str>, limit: usize) -> Result<Vec<FollowerAction>, StoreError> {
+        let (sql, name) = (&self.store.inner.sql.list_actions, name.map(ToOwned::to_owned));
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = self.read("list actions", || sqlx::query(sql.clone()).bind(name.clone()).bind(limit)).await?;
+        let action = |row: &PgRow| FollowerAction {
+            follower: row.get(0),
+            action: row.get(1),
+            actor: row.get(2),
+            reason: row.get(3),
+            details: row.get_unchecked(4),
+            acted_at: row.get(5),
+        };
+        Ok(rows.iter().map(action).collect())
+    }
+
+    /// Refuses a name that no follower has.
+    async fn check(&self, name: &str) -> Result<(), StoreError> {
+        let (sql, owned) = (&self.store.inner.sql.read_follower, name.to_owned());
+        let rows = self.read("look for a follower", || sqlx::query(sql.clone()).bind(owned.clone())).await?;
+        if rows.is_empty() { Err(unknown(name)) } else { Ok(()) }
+    }
+
+    async fn read(
+        &self,
+        what: &'static str,
+        query: impl Fn() -> sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments>,
+    ) -> Result<Vec<PgRow>, StoreError> {
+        self.store
+            .inner
+            .read(what, |mut conn| {
+                let query = query();
+                async move { query.fetch_all(&mut *conn).await }
+            })
+            .await
+    }
+
+    async fn connect(&self) -> Result<PgConnection, StoreError> {
+        connect(&self.store.inner.options, self.store.config().connect_deadline).await
+    }
+
+    /// Tells every process that something is to be looked at.
+    async fn done(&self, conn: PgConnection) -> Result<(), StoreError> {
+        let _ = within(self.store.config().connect_deadline, "end a connection", conn.close()).await;
+        wake_up::tell(&self.store, &wake_up::control(&self.store)).await;
+        Ok(())
+    }
+}
+
+fn unknown(name: &str) -> StoreError {
+    StoreError::Unfit(format!("there is no view or projector {name:?} in this store"))
+}

@@ -1,0 +1,517 @@
+//! Which process runs what: each partition of each follower has one owner at a time.
+//!
+//! Every process says once a second that it is alive, by the database's clock, and looks at what there is to run. What
+//! nobody alive owns it takes, up to its share; what it has above its share it gives up. A lease only saves work: what an
+//! owner does commits under the checkpoint's fence, which a new owner moves on. So an owner that was paused and wakes up
+//! late changes nothing.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use sqlx::{Row, postgres::PgRow};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use uuid::Uuid;
+
+use super::{
+    batch::{BatchSql, Unit},
+    model::Model,
+    rebuild,
+    runner::{Runner, Setting},
+    status::{FollowerState, Seat, Shown},
+    tail::{Frontier, Tail},
+    wake_up,
+};
+use crate::{
+    Position,
+    error::StoreError,
+    sql::StoreName,
+    store::{Annals, within},
+};
+
+/// How often a process says that it is alive, and how long that holds.
+const BEAT: Duration = Duration::from_secs(1);
+const LEASE: Duration = Duration::from_secs(3);
+/// How often the store is asked for what runs elsewhere, while somebody waits for it.
+const OBSERVE: Duration = Duration::from_millis(10);
+
+/// A follower of this app: its model, and what is shown of it.
+pub(crate) struct Registered {
+    pub(crate) model: Model,
+    pub(crate) seat: Arc<Seat>,
+    /// Whether this process may run it.
+    pub(crate) runs: bool,
+}
+
+type Key = (usize, i64, i32);
+
+/// A row of `list_units.sql`.
+struct Listed {
+    /// Which of the registered followers.
+    nth: usize,
+    generation: i64,
+    partition: i32,
+    partitions: i32,
+    version: i32,
+    live: bool,
+    schema: String,
+    state: String,
+    reason: Option<String>,
+    position: Position,
+    owner: Option<Uuid>,
+    owner_alive: bool,
+    due: bool,
+    attempts: i32,
+    last_error: Option<String>,
+    failed_position: Option<i64>,
+    next_attempt_at: Option<chrono::DateTime<chrono::Utc>>,
+    parked: i64,
+    runners: Vec<Uuid>,
+}
+
+impl Listed {
+    fn key(&self) -> Key {
+        (self.nth, self.generation, self.partition)
+    }
+
+    fn shown(&self, own_version: u32) -> Shown {
+        let state = match &*self.state {
+            "paused" => FollowerState::Paused,
+            "halted" => FollowerState::Halted,
+            _ if self.version != own_version as i32 => FollowerState::OtherVersion,
+            _ if self.attempts > 0 => FollowerState::Retrying,
+            _ if self.owner_alive => FollowerState::Running,
+            _ => FollowerState::Starting,
+        };
+        let mut shown = Shown::new(state, self.position);
+        shown.parked = self.parked;
+        shown.attempts = self.attempts.unsigned_abs();
+        shown.last_error = self.reason.clone().or_else(|| self.last_error.clone());
+        shown.failed_position = self.failed_position.map(Position::new);
+        shown.next_attempt_at = self.next_attempt_at;
+        shown
+    }
+}
+
+/// A partition that this process runs.
+struct Running {
+    task: JoinHandle<()>,
+    stop: CancellationToken,
+    due: Arc<Notify>,
+    unit: Unit,
+    /// For its rate.
+    seen: (Instant, Position),
+    rate: f64,
+}
+
+/// A coordinator that runs.
+pub(crate) struct Started {
+    /// Ends once everything is given up.
+    pub(crate) task: JoinHandle<()>,
+    pub(crate) frontier: watch::Receiver<Frontier>,
+    /// Why the log cannot be read now.
+    pub(crate) trouble: watch::Receiver<Option<String>>,
+}
+
+pub(crate) struct Coordinator {
+    store: Annals,
+    process: Uuid,
+    followers: Arc<Vec<Registered>>,
+    tail: Tail,
+    sql: Arc<BatchSql>,
+    running: HashMap<Key, Running>,
+    /// Rung when somebody changed what is to run, in any process.
+    changed: Arc<Notify>,
+    /// Rung when there may be something to rebuild.
+    asked: Arc<Notify>,
+    host: String,
+}
+
+impl Coordinator {
+    /// Starts to run `followers`, until `stop`.
+    pub(crate) fn start(
+        store: Annals,
+        followers: Arc<Vec<Registered>>,
+        changed: Arc<Notify>,
+        stop: CancellationToken,
+    ) -> Started {
+        let reading = CancellationToken::new();
+        let tail = Tail::start(store.clone(), changed.clone(), reading.clone());
+        let (frontier, trouble) = (tail.frontier.clone(), tail.trouble.clone());
+        let observer = tokio::spawn(observe(store.clone(), followers.clone(), stop.clone()));
+        let asked = Arc::new(Notify::new());
+        let chores = tokio::spawn(rebuild::keep_doing(store.clone(), followers.clone(), asked.clone()));
+        let coordinator = Self {
+            asked,
+            sql: Arc::new(BatchSql::new(&store.inner.sql)),
+            process: Uuid::now_v7(),
+            running: HashMap::new(),
+            host: host(),
+            store,
+            followers,
+            tail,
+            changed,
+        };
+        let task = tokio::spawn(async move {
+            let (_observer, _chores) = (AbortOnDropHandle::new(observer), AbortOnDropHandle::new(chores));
+            coordinator.run(stop).await;
+            reading.cancel();
+        });
+        Started { task, frontier, trouble }
+    }
+
+    async fn run(mut self, stop: CancellationToken) {
+        let mut failures = 0_u32;
+        let mut neighbours_at = Instant::now();
+        loop {
+            let turn = async {
+                if neighbours_at <= Instant::now() {
+                    neighbours_at = Instant::now() + 2 * BEAT;
+                    self.bury_neighbours().await?;
+                }
+                self.turn().await
+            };
+            match turn.await {
+                Ok(()) => failures = 0,
+                Err(error) => {
+                    failures += 1;
+                    tracing::warn!(%error, failures, "what is to run could not be looked at; it is tried again");
+                    self.show_trouble(&error.to_string());
+                }
+            }
+            tokio::select! {
+                () = sleep(BEAT) => {}
+                () = self.changed.notified() => self.asked.notify_one(),
+                () = stop.cancelled() => break,
+            }
+        }
+        self.leave().await;
+    }
+
+    /// Says that this process lives, and starts and stops what it is to run.
+    async fn turn(&mut self) -> Result<(), StoreError> {
+        self.beat().await?;
+        let listed = self.list().await?;
+        self.stop_lost(&listed).await?;
+        self.show(&listed);
+        let claimed = self.claim(&listed).await?;
+        for unit in listed.iter().filter(|unit| claimed.contains(&unit.key())) {
+            self.run_unit(unit);
+        }
+        for unit in listed.iter().filter(|unit| unit.due) {
+            if let Some(running) = self.running.get(&unit.key()) {
+                running.due.notify_one();
+            }
+        }
+        Ok(())
+    }
+
+    async fn beat(&mut self) -> Result<(), StoreError> {
+        let config = self.store.config();
+        for (key, running) in &mut self.running {
+            let shown = self.followers.get(key.0).and_then(|follower| follower.seat.get(key.1, key.2));
+            let (at, position) = running.seen;
+            if let Some(shown) = shown
+                && at.elapsed() >= BEAT / 2
+            {
+                running.rate = (shown.position.get() - position.get()).max(0) as f64 / at.elapsed().as_secs_f64();
+                running.seen = (Instant::now(), shown.position);
+            }
+        }
+        let work: Vec<String> = self
+            .running
+            .iter()
+            .map(|((nth, generation, partition), running)| {
+                let name = self.followers[*nth].model.name;
+                let rate = running.rate;
+                format!(r#"{{"follower":"{name}","generation":{generation},"partition":{partition},"rate":{rate:.1}}}"#)
+            })
+            .collect();
+        let runs: Vec<String> =
+            self.followers.iter().filter(|follower| follower.runs).map(|follower| follower.model.runs()).collect();
+        let beating = sqlx::query(self.store.inner.sql.beat.clone())
+            .bind(self.process)
+            .bind(&config.application_name)
+            .bind(&self.host)
+            .bind(std::process::id() as i32)
+            .bind(runs)
+            .bind(format!("[{}]", work.join(",")))
+            .bind(LEASE.as_secs_f64())
+            .execute(&self.store.inner.reads);
+        let what = "say that this process is alive";
+        within(config.read_deadline, what, beating).await?.map(drop).map_err(StoreError::on(what))
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        let names: Vec<&str> = self.followers.iter().map(|follower| follower.model.name).collect();
+        let what = "list what is to run";
+        let listing = sqlx::query(self.store.inner.sql.list_units.clone())
+            .bind(names)
+            .bind(self.process)
+            .fetch_all(&self.store.inner.reads);
+        let rows = within(self.store.config().read_deadline, what, listing).await?.map_err(StoreError::on(what))?;
+        Ok(rows.iter().filter_map(|row| self.listed(row)).collect())
+    }
+
+    fn listed(&self, row: &PgRow) -> Option<Listed> {
+        let name: &str = row.get("follower");
+        Some(Listed {
+            nth: self.followers.iter().position(|follower| follower.model.name == name)?,
+            generation: row.get("generation"),
+            partition: row.get("partition"),
+            partitions: row.get("partitions"),
+            version: row.get("version"),
+            live: row.get::<&str, _>("purpose") == "live",
+            schema: row.get("schema_name"),
+            state: row.get("state"),
+            reason: row.get("reason"),
+            position: Position::new(row.get("position")),
+            owner: row.get("owner"),
+            owner_alive: row.get("owner_alive"),
+            due: row.get::<Option<bool>, _>("due").unwrap_or_default(),
+            attempts: row.get("attempts"),
+            last_error: row.get("last_error"),
+            failed_position: row.get("failed_position"),
+            next_attempt_at: row.get("next_attempt_at"),
+            parked: row.get("parked"),
+            runners: row.get("runners"),
+        })
+    }
+
+    /// Whether this process may run `unit`.
+    fn fits(&self, unit: &Listed) -> bool {
+        let follower = &self.followers[unit.nth];
+        follower.runs
+            && unit.version == follower.model.version as i32
+            && unit.state == "running"
+            && unit.runners.contains(&self.process)
+    }
+
+    /// Stops what is not this process's any more, and gives up what is not to run, or is above its share.
+    async fn stop_lost(&mut self, listed: &[Listed]) -> Result<(), StoreError> {
+        let mut own: Vec<&Listed> = listed.iter().filter(|unit| unit.owner == Some(self.process)).collect();
+        let share = self.share(listed);
+        let mut given: Vec<Key> = own.iter().filter(|unit| !self.fits(unit)).map(|unit| unit.key()).collect();
+        own.retain(|unit| self.fits(unit));
+        given.extend(own.iter().skip(share).map(|unit| unit.key()));
+        let lost = self.running.iter().filter(|(key, running)| {
+            let is_own = listed.iter().any(|unit| unit.key() == **key && unit.owner == Some(self.process));
+            let schema = listed.iter().find(|unit| unit.key() == **key).map(|unit| &*unit.schema);
+            let is_moved = schema.is_some_and(|schema| schema != running.unit.schema.as_str());
+            running.task.is_finished() || !is_own || is_moved || given.contains(key)
+        });
+        let lost: Vec<Key> = lost.map(|(key, _)| *key).collect();
+        for key in lost {
+            let Some(mut running) = self.running.remove(&key) else { continue };
+            running.stop.cancel();
+            if timeout(Duration::from_secs(2), &mut running.task).await.is_err() {
+                running.task.abort();
+            }
+        }
+        if !given.is_empty() {
+            self.release(&given).await?;
+            wake_up::tell(&self.store, &wake_up::control(&self.store)).await;
+        }
+        // One that ended by itself and is still this process's begins again.
+        let again: Vec<&Listed> = own
+            .into_iter()
+            .filter(|unit| !given.contains(&unit.key()) && !self.running.contains_key(&unit.key()))
+            .collect();
+        for unit in again {
+            self.run_unit(unit);
+        }
+        Ok(())
+    }
+
+    /// How many partitions are this process's share: it rounds up, so that every one has somebody.
+    fn share(&self, listed: &[Listed]) -> usize {
+        let fitting = listed.iter().filter(|unit| self.fits(unit));
+        fitting.map(|unit| 1.0 / unit.runners.len() as f64).sum::<f64>().ceil() as usize
+    }
+
+    /// Takes what is free, up to this process's share.
+    async fn claim(&mut self, listed: &[Listed]) -> Result<Vec<Key>, StoreError> {
+        let share = self.share(listed);
+        let own = listed.iter().filter(|unit| unit.owner == Some(self.process) && self.fits(unit)).count();
+        let free = listed.iter().filter(|unit| !unit.owner_alive && self.fits(unit));
+        let wanted: Vec<&Listed> = free.take(share.saturating_sub(own)).collect();
+        if wanted.is_empty() {
+            return Ok(vec![]);
+        }
+        for owner in wanted.iter().filter_map(|unit| unit.owner) {
+            self.end_batches_of(owner).await?;
+        }
+        let what = "take what nobody runs";
+        let rows = sqlx::query(self.store.inner.sql.claim_units.clone())
+            .bind(self.process)
+            .bind(wanted.iter().map(|unit| self.followers[unit.nth].model.name).collect::<Vec<_>>())
+            .bind(wanted.iter().map(|unit| unit.generation).collect::<Vec<_>>())
+            .bind(wanted.iter().map(|unit| unit.partition).collect::<Vec<_>>())
+            .fetch_all(&self.store.inner.reads);
+        let rows = within(self.store.config().read_deadline, what, rows).await?.map_err(StoreError::on(what))?;
+        let got = rows.iter().map(|row| (row.get::<&str, _>(0), row.get::<i64, _>(1), row.get::<i32, _>(2)));
+        let got: Vec<_> = got.collect();
+        let is_got =
+            |unit: &&&Listed| got.contains(&(self.followers[unit.nth].model.name, unit.generation, unit.partition));
+        Ok(wanted.iter().filter(is_got).map(|unit| unit.key()).collect())
+    }
+
+    /// Ends the transactions that a process left open which is not alive: stopped, or cut off.
+    async fn end_batches_of(&self, owner: Uuid) -> Result<(), StoreError> {
+        let what = "end what a lost process left open";
+        let ending =
+            sqlx::query_scalar(self.store.inner.sql.end_batches.clone()).bind(owner).fetch_one(&self.store.inner.reads);
+        let ended: i64 =
+            within(self.store.config().read_deadline, what, ending).await?.map_err(StoreError::on(what))?;
+        if ended > 0 {
+            tracing::warn!(%owner, ended, "a process that is not heard of had open transactions; they were ended");
+        }
+        Ok(())
+    }
+
+    fn run_unit(&mut self, listed: &Listed) {
+        let follower = &self.followers[listed.nth];
+        let unit = Unit {
+            name: follower.model.name,
+            generation: listed.generation,
+            partition: listed.partition,
+            partitions: listed.partitions,
+            shadow: !listed.live,
+            schema: StoreName::stored(listed.schema.clone()),
+        };
+        let (stop, due) = (CancellationToken::new(), Arc::new(Notify::new()));
+        follower.seat.show(unit.generation, unit.partition, |shown| {
+            (shown.here, shown.state) = (true, FollowerState::Starting);
+        });
+        let setting = Setting {
+            store: self.store.clone(),
+            owner: self.process,
+            seat: follower.seat.clone(),
+            follower: (follower.model.follower)(&unit),
+            filter: follower.model.filter(),
+            policy: follower.model.policy,
+            sql: self.sql.clone(),
+            due: due.clone(),
+            changed: self.changed.clone(),
+            stop: stop.clone(),
+        };
+        let task = tokio::spawn(Runner::new(setting, unit.clone(), &self.tail).run());
+        let running = Running { task, stop, due, unit, seen: (Instant::now(), listed.position), rate: 0.0 };
+        self.running.insert(listed.key(), running);
+    }
+
+    /// Shows what the store says of the live partitions, and leaves what this process runs to its runners.
+    fn show(&self, listed: &[Listed]) {
+        for (nth, follower) in self.followers.iter().enumerate() {
+            let live = listed.iter().filter(|unit| unit.nth == nth && unit.live);
+            let known: BTreeMap<(i64, i32), Shown> = live
+                .map(|unit| {
+                    let here = self.running.contains_key(&unit.key());
+                    let own = follower.seat.get(unit.generation, unit.partition).filter(|_| here);
+                    let mut shown = own.unwrap_or_else(|| unit.shown(follower.model.version));
+                    (shown.here, shown.parked) = (here, unit.parked);
+                    ((unit.generation, unit.partition), shown)
+                })
+                .collect();
+            follower.seat.set(known);
+        }
+    }
+
+    fn show_trouble(&self, error: &str) {
+        for follower in self.followers.iter() {
+            follower.seat.trouble(error);
+        }
+    }
+
+    async fn release(&self, keys: &[Key]) -> Result<(), StoreError> {
+        let what = "give up what this process ran";
+        let releasing = sqlx::query(self.store.inner.sql.release_units.clone())
+            .bind(self.process)
+            .bind(keys.iter().map(|key| self.followers[key.0].model.name).collect::<Vec<_>>())
+            .bind(keys.iter().map(|key| key.1).collect::<Vec<_>>())
+            .bind(keys.iter().map(|key| key.2).collect::<Vec<_>>())
+            .execute(&self.store.inner.reads);
+        within(self.store.config().read_deadline, what, releasing).await?.map(drop).map_err(StoreError::on(what))
+    }
+
+    /// Processes of this machine that ended without saying so need not be waited for.
+    async fn bury_neighbours(&self) -> Result<(), StoreError> {
+        let what = "look for processes that ended";
+        let listing = sqlx::query(self.store.inner.sql.list_neighbours.clone())
+            .bind(&self.host)
+            .fetch_all(&self.store.inner.reads);
+        let rows = within(self.store.config().read_deadline, what, listing).await?.map_err(StoreError::on(what))?;
+        let gone = rows.iter().filter(|row| row.get(2) || !is_running(row.get(1)));
+        let gone: Vec<Uuid> = gone.map(|row| row.get(0)).filter(|process| *process != self.process).collect();
+        if gone.is_empty() { Ok(()) } else { self.bury(&gone).await }
+    }
+
+    async fn bury(&self, processes: &[Uuid]) -> Result<(), StoreError> {
+        let what = "leave the processes";
+        let leaving = sqlx::query(self.store.inner.sql.leave.clone()).bind(processes).execute(&self.store.inner.reads);
+        within(self.store.config().read_deadline, what, leaving).await?.map(drop).map_err(StoreError::on(what))
+    }
+
+    /// Stops everything and gives it up at once.
+    async fn leave(mut self) {
+        let running: Vec<_> = self.running.drain().map(|(_, running)| running).collect();
+        for running in &running {
+            running.stop.cancel();
+        }
+        for mut running in running {
+            if timeout(self.store.config().drain_deadline, &mut running.task).await.is_err() {
+                tracing::warn!(follower = running.unit.name, "a follower did not end within the drain deadline");
+                running.task.abort();
+            }
+        }
+        for follower in self.followers.iter() {
+            follower.seat.stop();
+        }
+        if let Err(error) = self.bury(&[self.process]).await {
+            tracing::debug!(%error, "what this process ran could not be given up; it is taken when the lease ends");
+            return;
+        }
+        wake_up::tell(&self.store, &wake_up::control(&self.store)).await;
+    }
+}
+
+/// Asks the store often how far followers are that run elsewhere, as long as somebody waits for them.
+async fn observe(store: Annals, followers: Arc<Vec<Registered>>, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        sleep(OBSERVE).await;
+        let awaited = followers.iter().filter(|follower| follower.seat.is_awaited());
+        let names: Vec<&str> = awaited.map(|follower| follower.model.name).collect();
+        if names.is_empty() {
+            continue;
+        }
+        let reading = sqlx::query(store.inner.sql.read_positions.clone()).bind(names).fetch_all(&store.inner.reads);
+        let Ok(Ok(rows)) = within(store.config().read_deadline, "read positions", reading).await else { continue };
+        for row in rows {
+            let (name, generation, partition): (&str, i64, i32) = (row.get(0), row.get(1), row.get(2));
+            let Some(follower) = followers.iter().find(|follower| follower.model.name == name) else { continue };
+            if follower.seat.get(generation, partition).is_some_and(|shown| !shown.here) {
+                follower.seat.move_to(generation, partition, Position::new(row.get(3)));
+            }
+        }
+    }
+}
+
+/// What tells this machine from others, and its table of processes from that of a container on it.
+fn host() -> String {
+    let read = |path| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+    let namespace = std::fs::read_link("/proc/self/ns/pid").map(|link| link.display().to_string()).unwrap_or_default();
+    format!("{} {} {namespace}", read("/etc/hostname"), read("/proc/sys/kernel/random/boot_id"))
+}
+
+/// Whether a process of this machine is there. Where that cannot be known, it is: its lease decides.
+fn is_running(pid: i32) -> bool {
+    let processes = std::path::Path::new("/proc");
+    !processes.join("self").exists() || processes.join(pid.to_string()).exists()
+}

@@ -1,0 +1,275 @@
+//! What a build knows of a follower's model, and how the model is set up in the database: live, or as a shadow beside it.
+
+use std::sync::Arc;
+
+use sqlx::{Connection, PgConnection, Row};
+
+use super::{
+    batch::{Follower, Unit},
+    control::By,
+    policy::FailurePolicy,
+    recent::Filter,
+};
+use crate::{
+    error::StoreError,
+    sql::StoreName,
+    store::{Annals, connect, within},
+};
+
+/// Makes what does the work for a partition.
+pub(crate) type Make = Box<dyn Fn(&Unit) -> Arc<dyn Follower> + Send + Sync>;
+
+/// A read model as this build has it.
+pub(crate) struct Model {
+    pub(crate) name: &'static str,
+    pub(crate) kind: &'static str,
+    pub(crate) version: u32,
+    /// How many partitions it begins with.
+    pub(crate) partitions: u32,
+    pub(crate) policy: FailurePolicy,
+    /// The stream categories that it reads, sorted.
+    pub(crate) categories: Vec<String>,
+    pub(crate) skips: &'static [&'static str],
+    /// What recognises it under another name.
+    pub(crate) definition: String,
+    /// The schema of what is live.
+    pub(crate) live: StoreName,
+    /// Creates the tables, and with them the keys that the work needs, with `search_path` set to a schema.
+    pub(crate) tables: &'static str,
+    /// Creates the other indexes, likewise.
+    pub(crate) indexes: &'static str,
+    pub(crate) follower: Make,
+}
+
+/// A generation that is entered into the store.
+pub(crate) struct Generation {
+    pub(crate) number: i64,
+    pub(crate) schema: StoreName,
+    pub(crate) purpose: &'static str,
+    pub(crate) partitions: i32,
+    pub(crate) pace: Option<f64>,
+    pub(crate) requested_by: Option<String>,
+}
+
+impl Model {
+    pub(crate) fn filter(&self) -> Filter {
+        Filter { categories: self.categories.clone(), skips: self.skips }
+    }
+
+    /// `name:version`, as processes say what they can run.
+    pub(crate) fn runs(&self) -> String {
+        format!("{}:{}", self.name, self.version)
+    }
+
+    /// Creates the model with its checkpoint at the log's start; or checks that it is this build's, and begins to build this
+    /// version beside it if that is newer. `others` are the names of all that the app registers.
+    pub(crate) async fn set_up(&self, store: &Annals, others: &[&'static str]) -> Result<(), StoreError> {
+        let deadline = store.config().connect_deadline;
+        let mut conn = connect(&store.inner.options, deadline).await?;
+        let setting_up = self.set_up_on(store, others, &mut conn);
+        let result = within(deadline * 6, "set up a read model", setting_up).await?;
+        let _ = conn.close().await;
+        result
+    }
+
+    async fn set_up_on(
+        &self,
+        store: &Annals,
+        others: &[&'static str],
+        conn: &mut PgConnection,
+    ) -> Result<(), StoreError> {
+        let what = StoreError::on("set up a read model");
+        let sql = &store.inner.sql;
+        let (name, schema) = (self.name, self.live.as_str());
+        // A level that sees, behind the lock, what its holder before has made.
+        let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
+        let row = sqlx::query(sql.lock_follower.clone()).bind(schema).fetch_one(&mut *tx).await.map_err(&what)?;
+        let (there, may_create, number): (bool, bool, i64) = (row.get(0), row.get(1), row.get(2));
+        let known = sqlx::query(sql.read_follower.clone()).bind(name).fetch_optional(&mut *tx).await.map_err(&what)?;
+        let Some(known) = known else {
+            if there {
+                return Err(StoreError::Unfit(format!(
+                    "schema {schema} exists, but {name} has no checkpoint in the store: drop the schema, or give the read \
+                     model another name"
+                )));
+            }
+            self.refuse_renamed(store, others, &mut tx).await?;
+            if !may_create {
+                return Err(StoreError::Unfit(format!(
+                    "{name} is new and this role may not create its schema {schema}: start once as a role with CREATE on \
+                     the database"
+                )));
+            }
+            let generation = Generation {
+                number,
+                schema: self.live.clone(),
+                purpose: "live",
+                partitions: self.partitions.clamp(1, 1_024) as i32,
+                pace: None,
+                requested_by: None,
+            };
+            self.create(store, &generation, true, &mut tx).await?;
+            return tx.commit().await.map_err(&what);
+        };
+        let (kind, version, categories): (&str, i32, Vec<String>) = (known.get(0), known.get(2), known.get(3));
+        let skips: Vec<String> = known.get(4);
+        let (partitions, rebuild_version): (i32, Option<i32>) = (known.get(5), known.get(7));
+        let own = self.version as i32;
+        if kind != self.kind {
+            return Err(StoreError::Unfit(format!(
+                "{name} is a {kind} in this store, and a {} in this build: give one of them another name",
+                self.kind
+            )));
+        }
+        if !there {
+            return Err(StoreError::Unfit(format!(
+                "schema {schema} of {name} is gone while its checkpoint stands: restore it, or let the store forget {name} \
+                 (Annals::followers, forget), and it is built again from the log"
+            )));
+        }
+        if version == own && (categories != self.categories || skips != self.skips) {
+            let list = |categories: &[String], skips: &[String]| match skips {
+                [] => categories.join(", "),
+                skips => format!("{} without {}", categories.join(", "), skips.join(", ")),
+            };
+            let skipped: Vec<String> = self.skips.iter().map(ToString::to_string).collect();
+            return Err(StoreError::Unfit(format!(
+                "{name} was built from the streams of {} and reads those of {} in this build, whose past it lacks: raise its \
+                 VERSION, and it is built again from the log while what is there still serves",
+                list(&categories, &skips),
+                list(&self.categories, &skipped)
+            )));
+        }
+        if version < own && rebuild_version.is_none_or(|version| version < own) {
+            if !may_create {
+                tracing::warn!(
+                    follower = name,
+                    "version {own} is to be built, and this role may not create its schema; a process whose role may does it"
+                );
+                return Ok(());
+            }
+            let by = By::new("annals", "its version was raised");
+            self.begin_rebuild(store, (number, partitions, None), &by, &mut tx).await?;
+            return tx.commit().await.map_err(&what);
+        }
+        Ok(())
+    }
+
+    /// Begins to build this version beside what is live, in place of whatever else was being built.
+    pub(crate) async fn begin_rebuild(
+        &self,
+        store: &Annals,
+        (number, partitions, pace): (i64, i32, Option<f64>),
+        by: &By,
+        conn: &mut PgConnection,
+    ) -> Result<(), StoreError> {
+        let what = StoreError::on("begin a rebuild");
+        let sql = &store.inner.sql;
+        let known =
+            sqlx::query(sql.read_follower.clone()).bind(self.name).fetch_one(&mut *conn).await.map_err(&what)?;
+        if let Some(other) = known.get::<Option<i64>, _>(6) {
+            let retiring = sqlx::query(sql.retire_generation.clone()).bind(self.name).bind(other);
+            retiring.execute(&mut *conn).await.map_err(&what)?;
+        }
+        let generation = Generation {
+            number,
+            schema: self.live.shadow(number),
+            purpose: "rebuild",
+            partitions,
+            pace,
+            requested_by: Some(by.actor.clone()),
+        };
+        self.create(store, &generation, false, conn).await?;
+        sqlx::query(sql.record_action.clone())
+            .bind(self.name)
+            .bind(number)
+            .bind("rebuild")
+            .bind(&by.actor)
+            .bind(&by.reason)
+            .bind(format!(r#"{{"version":{}}}"#, self.version))
+            .execute(conn)
+            .await
+            .map(drop)
+            .map_err(&what)
+    }
+
+    /// Creates the schema of a generation, with its tables, and enters it. `indexes`: with the other indexes, too.
+    pub(crate) async fn create(
+        &self,
+        store: &Annals,
+        generation: &Generation,
+        indexes: bool,
+        conn: &mut PgConnection,
+    ) -> Result<(), StoreError> {
+        let what = StoreError::on("create the tables of a read model");
+        let (name, schema) = (&store.inner.name, &generation.schema);
+        let text = |text| schema.instantiate_model(name, text);
+        let mut statements = vec![text(include_str!("../sql/create_read_model.sql")), schema.verbatim(self.tables)];
+        if indexes {
+            statements.push(schema.verbatim(self.indexes));
+        }
+        for statement in statements {
+            sqlx::raw_sql(statement).execute(&mut *conn).await.map_err(|error| self.refused(schema, error))?;
+        }
+        sqlx::query(text(include_str!("../sql/place_read_model.sql")))
+            .bind(generation.partitions)
+            .execute(&mut *conn)
+            .await
+            .map_err(&what)?;
+        sqlx::query(store.inner.sql.create_generation.clone())
+            .bind(self.name)
+            .bind(self.kind)
+            .bind(&self.definition)
+            .bind(generation.number)
+            .bind(self.version as i32)
+            .bind(generation.purpose)
+            .bind(schema.as_str())
+            .bind(&self.categories)
+            .bind(self.skips)
+            .bind(generation.partitions)
+            .bind(generation.pace)
+            .bind(&generation.requested_by)
+            .bind(indexes)
+            .execute(conn)
+            .await
+            .map(drop)
+            .map_err(&what)
+    }
+
+    /// What a refusal of the user's own statements means.
+    pub(crate) fn refused(&self, schema: &StoreName, error: sqlx::Error) -> StoreError {
+        match StoreError::on("create the tables of a read model")(error) {
+            StoreError::Refused { source, .. } => StoreError::Unfit(format!(
+                "the {} of {} cannot be created in schema {}: {source}. Correct its SQL and start again; nothing was created",
+                if self.kind == "view" { "indexes" } else { "tables or indexes" },
+                self.name,
+                schema.as_str(),
+            )),
+            passing => passing,
+        }
+    }
+
+    /// Refuses to begin at the log's start with what looks like another follower under a new name.
+    async fn refuse_renamed(
+        &self,
+        store: &Annals,
+        others: &[&'static str],
+        conn: &mut PgConnection,
+    ) -> Result<(), StoreError> {
+        let names: Vec<String> = sqlx::query_scalar(store.inner.sql.list_unregistered.clone())
+            .bind(&self.definition)
+            .bind(others)
+            .fetch_all(conn)
+            .await
+            .map_err(StoreError::on("look for a renamed read model"))?;
+        match names.first() {
+            None => Ok(()),
+            Some(old) => Err(StoreError::Unfit(format!(
+                "{} is new in this store, and {old}, which this app does not register, is defined alike: if it was renamed, \
+                 keep its rows with Annals::followers().rename({old:?}, {:?}, ..); if {old} is to go, let the store forget it with \
+                 .forget({old:?}, ..); nothing was created",
+                self.name, self.name
+            ))),
+        }
+    }
+}

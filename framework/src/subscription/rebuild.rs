@@ -1,0 +1,259 @@
+//! Rebuilds: a new generation of a model is made beside the one that serves, and takes its place in one transaction.
+//!
+//! The shadow is a generation like the live one: its partitions have owners, checkpoints and dead letters of their own. Once
+//! it has caught up it gets its indexes, catches up again, and the schemas change names in the transaction that changes
+//! what is live. Until then nobody reads the shadow; from then on nobody works for the old model, whose checkpoints are gone.
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, SqlSafeStr};
+use tokio::time::{Instant, sleep};
+
+use super::{control::By, coordinator::Registered, model::Model, wake_up};
+use crate::{
+    error::StoreError,
+    sql::StoreName,
+    store::{Annals, connect, within},
+};
+
+/// How near a shadow has to be to the live model to try to take its place, in positions.
+const NEAR: i64 = 10_000;
+/// How long the live model is held while the shadow passes it.
+const HELD: Duration = Duration::from_secs(2);
+/// How long indexes may take to be made: as long as it takes.
+const INDEXES: Duration = Duration::from_secs(24 * 3_600);
+
+/// A shadow that is being built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Shadow {
+    pub(super) generation: i64,
+    pub(super) schema: String,
+}
+
+/// Does what there is to do beside following: begins rebuilds, finishes them, drops what nothing serves any more.
+pub(super) async fn do_chores(store: &Annals, followers: &[Registered]) -> Result<(), StoreError> {
+    let what = "look for what is to be rebuilt";
+    let names: Vec<&str> = followers.iter().map(|follower| follower.model.name).collect();
+    let listing = sqlx::query(store.inner.sql.list_chores.clone()).bind(names).fetch_all(&store.inner.reads);
+    let rows = within(store.config().read_deadline, what, listing).await?.map_err(StoreError::on(what))?;
+    for row in rows {
+        let (name, chore): (&str, &str) = (row.get(0), row.get(1));
+        let model = followers.iter().find(|follower| follower.model.name == name && follower.runs);
+        let model = model.map(|follower| &follower.model);
+        let (generation, schema, version) = (row.get::<Option<i64>, _>(2), row.get::<Option<String>, _>(3), row.get(4));
+        match (chore, model, generation, schema) {
+            ("rebuild", Some(model), ..) => begin(store, model).await?,
+            ("shadow", Some(model), Some(generation), Some(schema)) if Some(model.version as i32) == version => {
+                finish(store, model, &Shadow { generation, schema }).await?;
+            }
+            ("drop", _, Some(generation), Some(schema)) => drop_schema(store, name, generation, &schema).await?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Begins a rebuild that somebody asked for.
+async fn begin(store: &Annals, model: &Model) -> Result<(), StoreError> {
+    let what = StoreError::on("begin a rebuild");
+    let sql = &store.inner.sql;
+    let mut conn = connect(&store.inner.options, store.config().connect_deadline).await?;
+    let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
+    let locking = sqlx::query(sql.lock_follower.clone()).bind(model.live.as_str());
+    let number: i64 = locking.fetch_one(&mut *tx).await.map_err(&what)?.get(2);
+    let taking = sqlx::query(sql.take_rebuild.clone()).bind(model.name);
+    let Some(asked) = taking.fetch_optional(&mut *tx).await.map_err(&what)? else { return Ok(()) };
+    let known = sqlx::query(sql.read_follower.clone()).bind(model.name).fetch_one(&mut *tx).await.map_err(&what)?;
+    let by = By { actor: asked.get(0), reason: asked.get(1) };
+    model.begin_rebuild(store, (number, known.get(5), asked.get(2)), &by, &mut tx).await?;
+    tx.commit().await.map_err(&what)?;
+    let _ = conn.close().await;
+    wake_up::tell(store, &wake_up::control(store)).await;
+    Ok(())
+}
+
+/// How far a shadow has come, and whether it has its indexes; none if it is no longer built.
+async fn progress(
+    conn: &mut PgConnection,
+    store: &Annals,
+    model: &Model,
+    shadow: &Shadow,
+) -> Result<Option<(i64, bool)>, StoreError> {
+    let reading = sqlx::query(store.inner.sql.read_shadow.clone()).bind(model.name).bind(shadow.generation);
+    let row = reading.fetch_optional(conn).await.map_err(StoreError::on("read how far a shadow has come"))?;
+    Ok(row.map(|row| (row.get(0), row.get(1))))
+}
+
+/// Takes a shadow further that has caught up: its indexes, and then the live model's place.
+async fn finish(store: &Annals, model: &Model, shadow: &Shadow) -> Result<(), StoreError> {
+    let what = StoreError::on("finish a rebuild");
+    let sql = &store.inner.sql;
+    let mut conn = connect(&store.inner.options, store.config().connect_deadline).await?;
+    let last: i64 =
+        sqlx::query_scalar(sql.read_last_position.clone()).bind(i64::MAX).fetch_one(&mut conn).await.map_err(&what)?;
+    match progress(&mut conn, store, model, shadow).await? {
+        Some((position, false)) if last - position < NEAR => {
+            let indexing = add_indexes(store, model, shadow, &mut conn);
+            within(INDEXES, "make the indexes of a read model", indexing).await??;
+        }
+        Some((position, true)) if last - position < NEAR => swap(store, model, shadow, &mut conn).await?,
+        _ => {}
+    }
+    let _ = conn.close().await;
+    Ok(())
+}
+
+async fn add_indexes(
+    store: &Annals,
+    model: &Model,
+    shadow: &Shadow,
+    conn: &mut PgConnection,
+) -> Result<(), StoreError> {
+    let what = StoreError::on("make the indexes of a read model");
+    let schema = StoreName::stored(shadow.schema.clone());
+    let mut tx = conn.begin_with(store.inner.sql.begin_read_committed.clone()).await.map_err(&what)?;
+    sqlx::query(store.inner.sql.lock_follower.clone()).bind(schema.as_str()).execute(&mut *tx).await.map_err(&what)?;
+    // Another process may have been faster.
+    if !matches!(progress(&mut tx, store, model, shadow).await?, Some((_, false))) {
+        return Ok(());
+    }
+    let path = format!("\"{}\", pg_temp", schema.as_str());
+    sqlx::query(store.inner.sql.set_search_path.clone()).bind(path).execute(&mut *tx).await.map_err(&what)?;
+    if let Err(error) = sqlx::raw_sql(schema.verbatim(model.indexes)).execute(&mut *tx).await {
+        drop(tx);
+        return halt(store, model, shadow, &model.refused(&schema, error).to_string()).await;
+    }
+    sqlx::query(store.inner.sql.set_indexed.clone())
+        .bind(model.name)
+        .bind(shadow.generation)
+        .execute(&mut *tx)
+        .await
+        .map_err(&what)?;
+    tx.commit().await.map_err(&what)?;
+    // Plans of the first readers rest on it.
+    let tables = sqlx::query_scalar(store.inner.sql.list_analyses.clone());
+    let analyses: Vec<String> = tables.bind(schema.as_str()).fetch_all(&mut *conn).await.map_err(&what)?;
+    for analyse in analyses {
+        sqlx::raw_sql(AssertSqlSafe(analyse).into_sql_str()).execute(&mut *conn).await.map_err(&what)?;
+    }
+    Ok(())
+}
+
+/// Halts a shadow, for a reason that somebody has to see to.
+async fn halt(store: &Annals, model: &Model, shadow: &Shadow, reason: &str) -> Result<(), StoreError> {
+    tracing::error!(follower = model.name, reason, "a rebuild halts");
+    let what = "halt a rebuild";
+    let halting = sqlx::query(store.inner.sql.halt_generation.clone())
+        .bind(model.name)
+        .bind(shadow.generation)
+        .bind(reason)
+        .execute(&store.inner.followers);
+    within(store.config().read_deadline, what, halting).await?.map(drop).map_err(StoreError::on(what))
+}
+
+/// Puts the shadow in the live model's place, if it shows all that the live one shows.
+async fn swap(store: &Annals, model: &Model, shadow: &Shadow, conn: &mut PgConnection) -> Result<(), StoreError> {
+    let what = StoreError::on("swap a read model");
+    let sql = &store.inner.sql;
+    let live = model.live.as_str();
+    let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
+    sqlx::query(sql.lock_follower.clone()).bind(live).execute(&mut *tx).await.map_err(&what)?;
+    let held = sqlx::query(sql.lock_live.clone()).bind(model.name).fetch_all(&mut *tx).await.map_err(&what)?;
+    let positions = held.iter().map(|row| row.get::<i64, _>(1));
+    let (Some(row), Some(most)) = (held.first(), positions.max()) else { return Ok(()) };
+    let old: i64 = row.get(0);
+    // Nobody may read less from the new model than from the old one. The live one waits meanwhile.
+    let begun = Instant::now();
+    loop {
+        match progress(&mut tx, store, model, shadow).await? {
+            Some((position, true)) if position >= most => break,
+            Some((_, true)) if begun.elapsed() < HELD => sleep(Duration::from_millis(5)).await,
+            _ => return Ok(()),
+        }
+    }
+    let dependents: Vec<String> =
+        sqlx::query_scalar(sql.list_dependents.clone()).bind(live).fetch_all(&mut *tx).await.map_err(&what)?;
+    if !dependents.is_empty() {
+        tx.rollback().await.map_err(&what)?;
+        let reason = format!(
+            "{} would stay with the old tables of {live}: drop what depends on them, resume the rebuild, and make it again \
+             after the swap",
+            dependents.join(", ")
+        );
+        return halt(store, model, shadow, &reason).await;
+    }
+    let old_schema = model.live.shadow(old);
+    sqlx::query(sql.prepare_swap.clone())
+        .bind(live)
+        .bind(&shadow.schema)
+        .bind(old_schema.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(&what)?;
+    sqlx::raw_sql(sql.swap_schemas.clone()).execute(&mut *tx).await.map_err(&what)?;
+    sqlx::query(sql.enter_swap.clone())
+        .bind(model.name)
+        .bind(old)
+        .bind(old_schema.as_str())
+        .bind(shadow.generation)
+        .bind(most)
+        .execute(&mut *tx)
+        .await
+        .map_err(&what)?;
+    sqlx::query(sql.set_live.clone())
+        .bind(model.name)
+        .bind(shadow.generation)
+        .bind(live)
+        .execute(&mut *tx)
+        .await
+        .map_err(&what)?;
+    tx.commit().await.map_err(&what)?;
+    tracing::info!(follower = model.name, position = most, "a rebuilt model took the live one's place");
+    wake_up::tell(store, &wake_up::control(store)).await;
+    Ok(())
+}
+
+/// Drops a schema that nothing serves any more. Whoever still reads it, or depends on it, keeps it until the next time.
+async fn drop_schema(store: &Annals, follower: &str, generation: i64, schema: &str) -> Result<(), StoreError> {
+    let what = StoreError::on("drop an old schema");
+    let sql = &store.inner.sql;
+    let mut conn = connect(&store.inner.options, store.config().connect_deadline).await?;
+    let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
+    let locking = sqlx::query(sql.lock_follower.clone()).bind(schema);
+    let may_create: bool = locking.fetch_one(&mut *tx).await.map_err(&what)?.get(1);
+    if !may_create {
+        return Ok(());
+    }
+    let shortly = sqlx::query(sql.set_lock_deadline.clone()).bind("1s");
+    shortly.execute(&mut *tx).await.map_err(&what)?;
+    let statements: Vec<String> =
+        sqlx::query_scalar(sql.drop_schema.clone()).bind(schema).fetch_all(&mut *tx).await.map_err(&what)?;
+    for statement in statements {
+        if let Err(error) = sqlx::raw_sql(AssertSqlSafe(statement).into_sql_str()).execute(&mut *tx).await {
+            tracing::warn!(follower, schema, %error, "an old schema could not be dropped yet");
+            return Ok(());
+        }
+    }
+    sqlx::query(sql.forget_generation.clone())
+        .bind(follower)
+        .bind(generation)
+        .execute(&mut *tx)
+        .await
+        .map_err(&what)?;
+    tx.commit().await.map_err(&what)?;
+    let _ = conn.close().await;
+    Ok(())
+}
+
+/// Does the chores, again and again: one process at a time begins or ends a rebuild, under the lock of the model.
+pub(super) async fn keep_doing(store: Annals, followers: Arc<Vec<Registered>>, asked: Arc<tokio::sync::Notify>) {
+    loop {
+        if let Err(error) = do_chores(&store, &followers).await {
+            tracing::warn!(%error, "a rebuild could not be taken further; it is tried again");
+        }
+        tokio::select! {
+            () = sleep(Duration::from_millis(500)) => {}
+            () = asked.notified() => {}
+        }
+    }
+}

@@ -1,0 +1,613 @@
+//! The loop of one partition: wait, take a batch, do the work, move on; on a failure find the event and park it, or wait.
+//!
+//! Nothing is skipped: an event that fails is in the dead letters, with the later ones of its key behind it, or the
+//! follower stays before it and says so.
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use chrono::Utc;
+use futures::FutureExt;
+use sqlx::Row;
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use uuid::Uuid;
+
+use super::{
+    batch::{Applied, Batch, BatchSql, Checkpoint, Follower, Letter, Parked, Poison, Progress, Storm, Unit, Work},
+    failure::{Failure, FollowError, message},
+    policy::{FailurePolicy, OnFailure},
+    recent::{Filter, Found, Recent},
+    status::{FollowerState, Seat, Shown},
+    tail::{Frontier, Tail},
+};
+use crate::{
+    Payload, Position, Recorded,
+    error::StoreError,
+    store::{Annals, BATCH_DEADLINE, Names, ReadLog, recorded, within},
+};
+
+/// Events of one batch at most.
+const BATCH: usize = 2_000;
+/// Parked events of one key that are tried at once.
+const RETRIED: usize = 500;
+/// A checkpoint that only passes over events of others is saved this often.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// The longest pause before a failing database is tried again.
+const LONGEST_PAUSE_OF_DATABASE: Duration = Duration::from_secs(2);
+/// How long a handler that was told to end may take for that.
+const GRACE: Duration = Duration::from_secs(1);
+/// Handlers that never end cannot be stopped, and each keeps a thread: with so many, the follower halts.
+const HUNG: usize = 3;
+
+/// What a runner needs beside its unit.
+pub(super) struct Setting {
+    pub(super) store: Annals,
+    pub(super) owner: Uuid,
+    pub(super) seat: Arc<Seat>,
+    pub(super) follower: Arc<dyn Follower>,
+    pub(super) filter: Filter,
+    pub(super) policy: FailurePolicy,
+    pub(super) sql: Arc<BatchSql>,
+    /// Rung when something parked is to be tried again.
+    pub(super) due: Arc<Notify>,
+    /// Rung when the partition is lost: the coordinator is to look.
+    pub(super) changed: Arc<Notify>,
+    pub(super) stop: CancellationToken,
+}
+
+pub(super) struct Runner {
+    setting: Setting,
+    unit: Arc<Unit>,
+    frontier: watch::Receiver<Frontier>,
+    recent: Arc<Recent>,
+    turns: Arc<Semaphore>,
+    ahead: Option<Ahead>,
+    parked: Arc<Parked>,
+    storm: Arc<Mutex<Storm>>,
+    hung: usize,
+    /// When the first parked event that is to be tried again is due, as far as this runner knows.
+    next_due: Option<Instant>,
+}
+
+/// A page of the log that is read while the one before it is applied.
+struct Ahead {
+    epoch: u64,
+    after: Position,
+    limit: usize,
+    page: AbortOnDropHandle<Result<Found, StoreError>>,
+}
+
+/// Where a partition is: `committed` stands in the database, `read` may be ahead of it over events of others, and never
+/// over a gap at the log's end.
+struct Place {
+    epoch: u64,
+    committed: Checkpoint,
+    read: Position,
+    saved_at: Instant,
+    /// Where it stops, for the number of partitions changes there.
+    drain_to: Option<Position>,
+}
+
+/// A connection that only goes back to the pool if the work on it ended well: else whatever was left on it goes with it.
+struct Taken(Option<sqlx::pool::PoolConnection<sqlx::Postgres>>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(conn) = self.0.take() {
+            drop(conn.detach());
+        }
+    }
+}
+
+/// How a step ended.
+enum Step {
+    Done,
+    /// This process is not to run the partition any more.
+    Lost,
+}
+
+impl Runner {
+    pub(super) fn new(setting: Setting, unit: Unit, tail: &Tail) -> Self {
+        Self {
+            setting,
+            unit: Arc::new(unit),
+            frontier: tail.frontier.clone(),
+            recent: tail.recent.clone(),
+            turns: tail.turns.clone(),
+            ahead: None,
+            parked: Arc::default(),
+            storm: Arc::default(),
+            hung: 0,
+            next_due: None,
+        }
+    }
+
+    /// Runs until it is stopped, or its partition is no longer its own.
+    pub(super) async fn run(mut self) {
+        let (mut attempts, mut limit, mut place, mut poison) = (0, BATCH, None, vec![]);
+        let mut looked_again = false;
+        while !self.setting.stop.is_cancelled() {
+            match self.step(&mut place, &mut limit, &mut poison).await {
+                Ok(Step::Lost) => {
+                    self.setting.changed.notify_one();
+                    return;
+                }
+                Ok(Step::Done) if place.is_none() => {}
+                Ok(Step::Done) if attempts > 0 => {
+                    attempts = 0;
+                    self.show_recovered(place.as_ref()).await;
+                }
+                Ok(Step::Done) => {}
+                Err(failure) => {
+                    self.forget(&mut place);
+                    match failure {
+                        Failure::Halt(text) => {
+                            self.halt(&text).await;
+                            return;
+                        }
+                        // Which event it is, halving finds out; what comes before it takes effect on the way.
+                        Failure::Events { count, at: None, ref told, .. } if count > 1 => {
+                            limit = (limit.min(count) / 2).max(1);
+                            self.show_searching(count, &told.text);
+                        }
+                        Failure::Events { count, at: Some(at), first, .. } if count > 1 && first != Some(at) => {
+                            limit = (limit.min(count) / 2).max(1);
+                        }
+                        Failure::Events { first, at, told, .. }
+                            if self.setting.policy.on_failure == OnFailure::Park =>
+                        {
+                            let Some(position) = at.or(first) else { continue };
+                            poison.push(Poison { position, key: None, by_stream: false, told });
+                        }
+                        Failure::Hung(found) if self.setting.policy.on_failure == OnFailure::Park => poison.push(found),
+                        // A swap may have given its schema another name: if so, its place is gone, too.
+                        Failure::Model(_) if !looked_again => looked_again = true,
+                        failure => {
+                            looked_again = false;
+                            attempts += 1;
+                            limit = 1;
+                            let passing = matches!(failure, Failure::Passing(_));
+                            if !passing && self.setting.policy.delay(attempts).is_none() {
+                                self.halt(failure.text()).await;
+                                return;
+                            }
+                            self.wait_after(&failure, attempts).await;
+                        }
+                    }
+                }
+            }
+        }
+        if let Some(place) = place.filter(|place| place.read > place.committed.position) {
+            self.move_checkpoint(place.committed, place.read).await;
+        }
+    }
+
+    /// Takes one batch through, or waits for one.
+    async fn step(
+        &mut self,
+        place: &mut Option<Place>,
+        limit: &mut usize,
+        poison: &mut Vec<Poison>,
+    ) -> Result<Step, Failure> {
+        let frontier = *self.frontier.borrow_and_update();
+        let at = match place {
+            Some(at) if frontier.connected && at.epoch == frontier.epoch => at,
+            _ => {
+                self.forget(place);
+                if !frontier.connected {
+                    self.wait_for_tail().await;
+                    return Ok(Step::Done);
+                }
+                let Some(found) = self.find_place(frontier.epoch).await? else { return Ok(Step::Lost) };
+                self.show(|shown| {
+                    if shown.state == FollowerState::Starting {
+                        shown.state = FollowerState::Running;
+                    }
+                });
+                self.move_to(found.read);
+                place.insert(found)
+            }
+        };
+        if at.read > at.committed.position && at.saved_at.elapsed() >= SAVE_EVERY {
+            if !self.move_checkpoint(at.committed, at.read).await {
+                self.forget(place);
+                return Ok(Step::Done);
+            }
+            (at.committed.position, at.saved_at) = (at.read, Instant::now());
+        }
+        if self.next_due.is_some_and(|due| due <= Instant::now()) {
+            if !self.retry_due(at).await? {
+                self.forget(place);
+            }
+            return Ok(Step::Done);
+        }
+        let end = at.drain_to.map_or(frontier.last, |drain_to| frontier.last.min(drain_to));
+        if end <= at.read {
+            // Up to the safe position there are gaps only, in which nothing can take effect any more.
+            let shown = if at.drain_to.is_some() { at.read } else { at.read.max(frontier.safe) };
+            self.move_to(shown);
+            self.wait_for_tail().await;
+            return Ok(Step::Done);
+        }
+        let turns = self.turns.clone();
+        let _turn = turns.acquire().await;
+        // That may have taken long: what was known of the log before holds no more if the tail has lost its connection.
+        let frontier = *self.frontier.borrow();
+        if !frontier.connected || frontier.epoch != at.epoch {
+            self.forget(place);
+            return Ok(Step::Done);
+        }
+        let last = at.drain_to.map_or(frontier.last, |drain_to| frontier.last.min(drain_to));
+        let Found { mut events, last: to, .. } = self.find(at.epoch, at.read, last, *limit).await?;
+        // The window may have grown past the frontier meanwhile: what it holds is final.
+        let mut to = to.unwrap_or(at.read);
+        if let Some(drain_to) = at.drain_to.filter(|drain_to| *drain_to < to) {
+            events.retain(|event| event.position <= drain_to);
+            to = drain_to;
+        }
+        if !events.is_empty() {
+            match self.apply(events, at.committed, to, Work::Follow, poison.clone()).await? {
+                Applied::Committed(letters) => {
+                    poison.clear();
+                    (at.committed.position, at.saved_at) = (to, Instant::now());
+                    self.remember(&letters);
+                }
+                Applied::Fenced => {
+                    tracing::debug!(follower = self.unit.name, "the checkpoint is another");
+                    self.forget(place);
+                    return Ok(Step::Done);
+                }
+            }
+            *limit = (*limit * 2).min(BATCH);
+        }
+        at.read = to;
+        self.move_to(to);
+        Ok(Step::Done)
+    }
+
+    /// Where the partition stands, and what is parked in it; none if it is not this process's to run.
+    async fn find_place(&mut self, epoch: u64) -> Result<Option<Place>, Failure> {
+        let what = StoreError::on("read a checkpoint");
+        let (sql, unit) = (&self.setting.store.inner.sql, &self.unit);
+        let reading = sqlx::query(sql.read_checkpoint.clone())
+            .bind(unit.name)
+            .bind(unit.generation)
+            .bind(unit.partition)
+            .bind(self.setting.owner)
+            .bind(unit.schema.as_str())
+            .fetch_optional(&self.setting.store.inner.followers);
+        let row = within(self.setting.store.config().read_deadline, "read a checkpoint", reading).await?;
+        let Some(row) = row.map_err(&what)? else { return Ok(None) };
+        let (parked, drain_to): (i64, Option<i64>) = (row.get(2), row.get(3));
+        let committed = Checkpoint { position: Position::new(row.get(0)), fence: row.get(1) };
+        self.parked = Arc::default();
+        self.next_due = None;
+        if parked > 0 {
+            let reading = sqlx::query_scalar(sql.list_parked_keys.clone())
+                .bind(unit.name)
+                .bind(unit.generation)
+                .bind(unit.partition)
+                .bind(Parked::MOST as i64)
+                .fetch_all(&self.setting.store.inner.followers);
+            let keys: Vec<String> =
+                within(self.setting.store.config().read_deadline, "list parked keys", reading).await?.map_err(&what)?;
+            self.parked = Arc::new(Parked::of(&keys));
+            self.next_due = Some(Instant::now());
+        }
+        let drain_to = drain_to.map(Position::new);
+        Ok(Some(Place { epoch, committed, read: committed.position, saved_at: Instant::now(), drain_to }))
+    }
+
+    async fn wait_for_tail(&mut self) {
+        let due = self.next_due.map_or(SAVE_EVERY, |due| due.saturating_duration_since(Instant::now()).min(SAVE_EVERY));
+        tokio::select! {
+            Ok(()) = self.frontier.changed() => {}
+            () = self.setting.stop.cancelled() => {}
+            () = self.setting.due.notified() => self.next_due = Some(Instant::now()),
+            () = sleep(due) => {}
+        }
+    }
+
+    /// Goes back to what is committed; what was shown beyond it may not last.
+    fn forget(&self, place: &mut Option<Place>) {
+        if let Some(place) = place.take() {
+            self.move_to(place.committed.position);
+        }
+    }
+
+    /// Keeps in mind which keys are parked, and when the first of them is tried again.
+    fn remember(&mut self, letters: &[Letter]) {
+        if letters.is_empty() {
+            return;
+        }
+        let parked = Arc::make_mut(&mut self.parked);
+        letters.iter().for_each(|letter| parked.add(&letter.key));
+        if letters.iter().any(|letter| letter.told.is_some())
+            && let Some(delay) = self.setting.policy.delay(1)
+        {
+            // The delay in the database has a chance of its own.
+            let due = Instant::now() + delay;
+            self.next_due = Some(self.next_due.map_or(due, |next| next.min(due)));
+        }
+        for told in letters.iter().filter_map(|letter| letter.told.as_ref().map(|told| (letter, told))) {
+            let (letter, told) = told;
+            let (follower, position, error) = (self.unit.name, letter.position.get(), &told.text);
+            tracing::error!(follower, position, key = letter.key, %error, "an event failed and is parked");
+        }
+    }
+
+    /// Tries parked events again that are due, key by key, each in order. Returns whether the place is still good.
+    async fn retry_due(&mut self, place: &mut Place) -> Result<bool, Failure> {
+        let (sql, unit, store) =
+            (self.setting.store.inner.sql.list_due.clone(), self.unit.clone(), self.setting.store.clone());
+        let (pool, deadline) = (&store.inner.followers, store.config().read_deadline);
+        let reading =
+            sqlx::query(sql).bind(unit.name).bind(unit.generation).bind(unit.partition).bind(20_i64).fetch_all(pool);
+        let rows = within(deadline, "list what is to be tried again", reading).await?;
+        let rows = rows.map_err(StoreError::on("list what is to be tried again"))?;
+        // Whoever makes something due says so, or the next look of the process finds it.
+        self.next_due = (!rows.is_empty()).then(Instant::now);
+        for row in rows {
+            let (key, by_stream, attempts): (String, bool, i32) = (row.get(0), row.get(1), row.get(3));
+            // After a failure one by one: what comes before the event that fails must take effect.
+            let limit = if attempts > 0 { 1 } else { RETRIED };
+            let reading = sqlx::query(store.inner.sql.read_parked.clone())
+                .bind(unit.name)
+                .bind(unit.generation)
+                .bind(unit.partition)
+                .bind(&key)
+                .bind(by_stream)
+                .bind(limit as i64)
+                .fetch_all(pool);
+            let rows = within(deadline, "read parked events", reading).await?;
+            let mut names = Names::default();
+            let events = rows.and_then(|rows| rows.iter().map(|row| recorded(row, &mut names).map(Arc::new)).collect());
+            let events: Vec<_> = events.map_err(StoreError::on("read parked events"))?;
+            let (from, to) = (place.committed, place.committed.position);
+            let mut poison = vec![];
+            let mut events = events;
+            loop {
+                let work = Work::Retry { key: key.clone(), by_stream };
+                let failure = match self.apply(events.clone(), from, to, work, std::mem::take(&mut poison)).await {
+                    Ok(Applied::Fenced) => return Ok(false),
+                    Ok(Applied::Committed(letters)) => {
+                        for told in letters.iter().filter_map(|letter| letter.told.as_ref()) {
+                            let (follower, error) = (unit.name, &told.text);
+                            tracing::warn!(follower, key, %error, "a parked event failed again");
+                        }
+                        break;
+                    }
+                    Err(failure) => failure,
+                };
+                match failure {
+                    Failure::Events { count, .. } if count > 1 => events.truncate(count / 2),
+                    Failure::Events { first, at, told, .. } => {
+                        let Some(position) = at.or(first) else { break };
+                        poison = vec![Poison { position, key: None, by_stream, told }];
+                    }
+                    Failure::Hung(found) => poison = vec![found],
+                    failure => return Err(failure),
+                }
+            }
+            if self.setting.stop.is_cancelled() {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Up to `limit` wanted events behind `after`, from memory, or else from the database up to `last`.
+    async fn find(&mut self, epoch: u64, after: Position, last: Position, limit: usize) -> Result<Found, StoreError> {
+        let ahead = self.ahead.take();
+        if let Some(found) = self.recent.after(after, limit, &self.setting.filter) {
+            return Ok(found);
+        }
+        let ahead = ahead.filter(|ahead| (ahead.epoch, ahead.after, ahead.limit) == (epoch, after, limit));
+        // One that failed was asked for some time ago: it says nothing about now.
+        let read = match ahead {
+            Some(ahead) => ahead.page.await.ok().and_then(Result::ok),
+            None => None,
+        };
+        let found = match read {
+            Some(found) => found,
+            None => self.read(after, last, limit).await?,
+        };
+        if let (false, Some(after)) = (found.all, found.last) {
+            let page = AbortOnDropHandle::new(tokio::spawn(self.read(after, last, limit)));
+            self.ahead = Some(Ahead { epoch, after, limit, page });
+        }
+        Ok(found)
+    }
+
+    /// Reads a page from the database.
+    fn read(
+        &self,
+        after: Position,
+        last: Position,
+        limit: usize,
+    ) -> impl Future<Output = Result<Found, StoreError>> + Send + 'static {
+        let (store, filter) = (self.setting.store.clone(), self.setting.filter.clone());
+        async move {
+            let skipped_types = filter.skips.iter().map(ToString::to_string).collect();
+            let read = ReadLog { after, categories: filter.categories, skipped_types, ..ReadLog::default() };
+            let page = store.read_final(&read, last, limit).await?;
+            let events = page.events.into_iter().map(Arc::new).collect();
+            // A page that is the last one looked through everything up to the position that was `last` when it was asked for.
+            Ok(Found { events, last: Some(page.next.unwrap_or(last)), all: page.next.is_none() })
+        }
+    }
+
+    /// Lets the follower do a piece of work, elsewhere: whatever becomes of that, this task goes on.
+    async fn apply(
+        &mut self,
+        events: Vec<Arc<Recorded<Payload>>>,
+        from: Checkpoint,
+        to: Position,
+        work: Work,
+        poison: Vec<Poison>,
+    ) -> Result<Applied, Failure> {
+        let what = "take a connection for a follower";
+        let mut conn = Taken(Some(self.setting.store.inner.followers.acquire().await.map_err(StoreError::on(what))?));
+        let (count, first) = (events.len(), events.first().map(|event| event.position));
+        let progress = Arc::new(Progress::default());
+        let deadline = self.setting.policy.deadline.min(BATCH_DEADLINE);
+        let batch = Batch {
+            unit: self.unit.clone(),
+            owner: self.setting.owner,
+            events,
+            from,
+            to,
+            work,
+            policy: self.setting.policy,
+            parked: self.parked.clone(),
+            poison,
+            progress: progress.clone(),
+            storm: self.storm.clone(),
+            sql: self.setting.sql.clone(),
+        };
+        let follower = self.setting.follower.clone();
+        let working = async move {
+            let Some(own) = conn.0.as_mut() else { return Ok(Applied::Fenced) };
+            let applied = AssertUnwindSafe(follower.apply(&batch, own)).catch_unwind();
+            let applied = match timeout(deadline, applied).await {
+                Ok(applied) => applied.unwrap_or_else(|panic| Err(FollowError::Panicked(message(panic)))),
+                Err(_) => Err(FollowError::Hung(deadline)),
+            };
+            if applied.is_ok() {
+                drop(conn.0.take());
+            }
+            applied
+        };
+        // On a thread of its own: code that never waits would keep one of those that the whole process works on.
+        let runtime = tokio::runtime::Handle::current();
+        let working = tokio::task::spawn_blocking(move || runtime.block_on(working));
+        let error = match timeout(deadline + GRACE, working).await {
+            Ok(Ok(Ok(applied))) => return Ok(applied),
+            Ok(Ok(Err(error))) => error,
+            Ok(Err(_)) => FollowError::Panicked("its task was cancelled".into()),
+            Err(_) => {
+                let hung = FollowError::Hung(deadline);
+                let stuck = progress.stuck_at();
+                // Only code that never waits cannot be ended.
+                self.hung += usize::from(stuck.is_some());
+                if self.hung >= HUNG {
+                    FollowError::Halt(format!("{hung}, {HUNG} times; only a restart of the process ends such handlers"))
+                } else if let Some((position, key)) = stuck {
+                    return Err(Failure::Hung(Poison { position, by_stream: key.is_none(), key, told: hung.told() }));
+                } else {
+                    hung
+                }
+            }
+        };
+        Err(Failure::of(error, count, first))
+    }
+
+    /// Moves the checkpoint over events of others, or only takes a failure's traces off it.
+    async fn move_checkpoint(&self, from: Checkpoint, to: Position) -> bool {
+        let store = &self.setting.store;
+        let moving = sqlx::query(store.inner.sql.move_checkpoint.clone())
+            .bind(self.unit.name)
+            .bind(self.unit.generation)
+            .bind(self.unit.partition)
+            .bind(from.fence)
+            .bind(from.position.get())
+            .bind(to.get())
+            .execute(&store.inner.followers);
+        let moved = within(store.config().read_deadline, "move a checkpoint", moving).await;
+        matches!(moved, Ok(Ok(done)) if done.rows_affected() == 1)
+    }
+
+    /// Shows a failure of several events at once, while it is found out which of them it is.
+    fn show_searching(&self, events: usize, error: &str) {
+        tracing::warn!(follower = self.unit.name, events, %error, "a batch failed; looking for the event");
+    }
+
+    async fn wait_after(&self, failure: &Failure, attempts: u32) {
+        let pause = match failure {
+            Failure::Passing(_) => Duration::from_millis(100 << attempts.min(9)).min(LONGEST_PAUSE_OF_DATABASE),
+            _ => self.setting.policy.delay(attempts).unwrap_or_default(),
+        };
+        let (name, error, position) = (self.unit.name, failure.text(), failure.position());
+        tracing::error!(follower = name, attempts, %error, ?position, "a follower failed and waits");
+        self.show(|shown| {
+            shown.state = FollowerState::Retrying;
+            shown.attempts = attempts;
+            shown.last_error = Some(error.to_owned());
+            shown.failed_position = position;
+            shown.next_attempt_at = Some(Utc::now() + pause);
+        });
+        let pausing = sleep(pause);
+        let recording = self.record(error, position, attempts, pause);
+        tokio::select! {
+            _ = async { tokio::join!(pausing, recording) } => {}
+            () = self.setting.stop.cancelled() => {}
+        }
+    }
+
+    /// Lets the store show a failure to whoever is not in this process.
+    async fn record(&self, error: &str, position: Option<Position>, attempts: u32, pause: Duration) {
+        let store = &self.setting.store;
+        let recording = sqlx::query(store.inner.sql.record_failure.clone())
+            .bind(self.unit.name)
+            .bind(self.unit.generation)
+            .bind(self.unit.partition)
+            .bind(self.setting.owner)
+            .bind(attempts as i32)
+            .bind(error)
+            .bind(position.map(Position::get))
+            .bind(pause.as_secs_f64())
+            .execute(&store.inner.followers);
+        let recorded = within(store.config().read_deadline, "record a failure", recording).await;
+        if !matches!(recorded, Ok(Ok(_))) {
+            tracing::debug!(?recorded, "a follower's failure could not be recorded");
+        }
+    }
+
+    /// Halts the follower, in the store: somebody has to look.
+    async fn halt(&self, reason: &str) {
+        tracing::error!(follower = self.unit.name, reason, "a follower halts");
+        let store = &self.setting.store;
+        loop {
+            let halting = sqlx::query(store.inner.sql.halt_generation.clone())
+                .bind(self.unit.name)
+                .bind(self.unit.generation)
+                .bind(reason)
+                .execute(&store.inner.followers);
+            if let Ok(Ok(_)) = within(store.config().read_deadline, "halt a follower", halting).await {
+                break;
+            }
+            tokio::select! {
+                () = sleep(LONGEST_PAUSE_OF_DATABASE) => {}
+                () = self.setting.stop.cancelled() => return,
+            }
+        }
+        self.show(|shown| {
+            (shown.state, shown.last_error) = (FollowerState::Halted, Some(reason.to_owned()));
+        });
+    }
+
+    async fn show_recovered(&self, place: Option<&Place>) {
+        self.show(|shown| {
+            (shown.attempts, shown.last_error, shown.failed_position) = (0, None, None);
+            (shown.state, shown.next_attempt_at) = (FollowerState::Running, None);
+        });
+        if let Some(place) = place {
+            self.move_checkpoint(place.committed, place.committed.position).await;
+        }
+    }
+
+    fn show(&self, change: impl FnOnce(&mut Shown)) {
+        self.setting.seat.show(self.unit.generation, self.unit.partition, change);
+    }
+
+    fn move_to(&self, position: Position) {
+        self.setting.seat.move_to(self.unit.generation, self.unit.partition, position);
+    }
+}

@@ -1,0 +1,368 @@
+//! P8: an event that fails is parked with the later ones of its key, in order; all other keys go on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{LazyLock, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use annals::{
+    App, BoxError, Change, DeadLetters, ExpectedVersion, FailurePolicy, FollowerState, Id, NewEvent, Position,
+    Projector, Recorded, StoreError, StreamId, View, testing::database,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{assert_accounted, by, parked, status};
+use crate::{
+    app::place,
+    kit::{LONG, eventually, open},
+    shop::{Order, OrderEvent},
+};
+
+/// Only an operator tries again.
+const ONCE: FailurePolicy = FailurePolicy { attempts: 1, ..FailurePolicy::PARK };
+
+/// The customers whose events fail, by test: each test has its own names.
+static POISON: LazyLock<Mutex<BTreeSet<String>>> = LazyLock::new(Mutex::default);
+
+fn poison() -> MutexGuard<'static, BTreeSet<String>> {
+    POISON.lock().unwrap_or_else(|error| error.into_inner())
+}
+
+/// What each customer did, in order.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct History(Vec<i64>);
+
+impl View for History {
+    const NAME: &'static str = "history";
+    const FAILURES: FailurePolicy = ONCE;
+    type Event = OrderEvent;
+
+    fn keys(recorded: &Recorded<OrderEvent>) -> Vec<Id> {
+        match &recorded.event {
+            OrderEvent::Placed { customer, .. } => vec![customer.into()],
+            OrderEvent::Cancelled { customer, reason, .. } => vec![customer.into(), reason.into()],
+            OrderEvent::Confirmed => panic!("who confirmed?"),
+        }
+    }
+
+    fn apply(&mut self, key: &Id, recorded: &Recorded<OrderEvent>) -> Change {
+        self.0.push(recorded.position.get());
+        assert!(!poison().contains(&**key), "poison for {:?} at {}", &**key, recorded.position);
+        Change::Keep
+    }
+}
+
+async fn app(url: &str) -> App {
+    open(url).await.app().aggregate::<Order>().view::<History>().projector(Picky).start().await.unwrap()
+}
+
+/// Refuses amounts that are poison, by a rule of its table.
+struct Picky;
+
+impl Projector for Picky {
+    const NAME: &'static str = "picky";
+    const FAILURES: FailurePolicy = ONCE;
+    const TABLES: &'static str = "create table lines (position bigint primary key, stream text not null, \
+                                  cents bigint constraint not_thirteen check (cents <> 13))";
+    type Event = OrderEvent;
+
+    async fn apply(&self, events: &[Recorded<OrderEvent>], conn: &mut sqlx::PgConnection) -> Result<(), BoxError> {
+        for recorded in events {
+            let cents = if let OrderEvent::Placed { cents, .. } = recorded.event { cents } else { 0 };
+            sqlx::query("insert into lines values ($1, $2, $3)")
+                .bind(recorded.position.get())
+                .bind(recorded.stream.as_str())
+                .bind(cents)
+                .execute(&mut *conn)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+async fn append(app: &App, stream: &str, events: &[(&str, i64)]) -> Position {
+    let event = |(customer, cents): &(&str, i64)| match *customer {
+        "" => NewEvent::new("Confirmed", "null"),
+        "?" => NewEvent::new("Placed", "{}"),
+        customer => NewEvent::new("Placed", serde_json::json!({"customer": customer, "cents": cents}).to_string()),
+    };
+    let events = events.iter().map(event).collect();
+    app.store().append(&StreamId::new(stream).unwrap(), ExpectedVersion::Any, events).await.unwrap().position
+}
+
+async fn letters(app: &App, name: &str) -> Vec<(i64, String, bool, String)> {
+    let letters = app.store().followers().dead_letters(Some(name), &DeadLetters::All, 100_000).await.unwrap();
+    letters.into_iter().map(|letter| (letter.position.get(), letter.key, letter.by_stream, letter.state)).collect()
+}
+
+async fn history(app: &App, key: &str) -> Option<Vec<i64>> {
+    app.get::<History>(key).await.unwrap().map(|history| history.0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_key_is_parked_in_order_and_takes_effect_in_order_once_it_is_tried_again() {
+    let database = database().await;
+    let app = app(database.url()).await;
+    poison().insert("ann".into());
+
+    append(&app, "order-1", &[("ann", 1), ("ben", 1), ("ann", 2)]).await;
+    let last = append(&app, "order-2", &[("ben", 2), ("ann", 3), ("ben", 3)]).await;
+    app.wait_for("history", last, LONG).await.unwrap();
+
+    assert_eq!((history(&app, "ben").await, history(&app, "ann").await), (Some(vec![2, 4, 6]), None));
+    let ann = |position, state: &str| (position, "ann".to_owned(), false, state.to_owned());
+    assert_eq!(letters(&app, "history").await, [ann(1, "failed"), ann(3, "queued"), ann(5, "queued")]);
+    assert_eq!(assert_accounted(&app, "history").await, (6, 3, 3, 0));
+    let groups = app.store().followers().dead_letter_groups(Some("history")).await.unwrap();
+    assert_eq!((groups.len(), groups[0].failed, groups[0].waiting), (1, 1, 2));
+    assert!(groups[0].error.contains("poison for \"ann\" at 1"), "{groups:?}");
+
+    // Tried again without a mend, it fails again and stays in order.
+    assert_eq!(
+        app.store().followers().retry("history", &DeadLetters::Key("ann".into()), &by("hope")).await.unwrap(),
+        1
+    );
+    let tried = || async {
+        let letters = app.store().followers().dead_letters(Some("history"), &DeadLetters::All, 10).await.unwrap();
+        letters[0].attempts == 1 && letters[0].next_attempt_at.is_none()
+    };
+    eventually("it was tried again", tried).await;
+    assert_eq!(parked(&app, "history").await, 3);
+
+    poison().remove("ann");
+    let fingerprint = DeadLetters::Fingerprint(groups[0].fingerprint.clone());
+    assert_eq!(app.store().followers().retry("history", &fingerprint, &by("mended")).await.unwrap(), 1);
+    eventually("nothing is parked", || async { parked(&app, "history").await == 0 }).await;
+    let last = append(&app, "order-3", &[("ann", 4)]).await;
+    app.wait_for("history", last, LONG).await.unwrap();
+
+    assert_eq!(history(&app, "ann").await, Some(vec![1, 3, 5, 7]));
+    assert_eq!(assert_accounted(&app, "history").await, (7, 7, 0, 0));
+    let actions = app.store().followers().actions(Some("history"), 10).await.unwrap();
+    let actions: Vec<_> =
+        actions.iter().map(|did| (&*did.action, &*did.actor, did.reason.as_deref().unwrap())).collect();
+    assert_eq!(actions, [("retry", "tests", "mended"), ("retry", "tests", "hope")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_without_known_keys_parks_its_stream() {
+    let database = database().await;
+    let app = app(database.url()).await;
+
+    // The second does not decode; at the third of another stream `keys` panics.
+    append(&app, "order-1", &[("cid", 1), ("?", 0), ("cid", 2)]).await;
+    append(&app, "order-2", &[("dan", 1), ("", 0), ("dan", 2)]).await;
+    let last = append(&app, "order-3", &[("cid", 3), ("dan", 3)]).await;
+    app.wait_for_all(last, LONG).await.unwrap();
+
+    let row = |position, stream: &str, state: &str| (position, stream.to_owned(), true, state.to_owned());
+    let expected = [
+        row(2, "order-1", "failed"),
+        row(3, "order-1", "queued"),
+        row(5, "order-2", "failed"),
+        row(6, "order-2", "queued"),
+    ];
+    assert_eq!(letters(&app, "history").await, expected);
+    assert_eq!((history(&app, "cid").await, history(&app, "dan").await), (Some(vec![1, 7]), Some(vec![4, 8])));
+    let undecodable =
+        app.store().followers().dead_letters(None, &DeadLetters::Event(Position::new(2)), 10).await.unwrap();
+    assert_eq!((undecodable.len(), &*undecodable[0].payload, &*undecodable[0].event_type), (2, "{}", "Placed"));
+    assert!(undecodable[0].error.as_ref().unwrap().contains("order-1, version 2, position 2"), "{undecodable:?}");
+
+    // Discarded, for a reason: what waits behind it takes effect by itself.
+    let refused = app.store().followers().discard("history", &DeadLetters::All, &by(" ")).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Unfit(_)));
+    for position in [2, 5] {
+        let event = DeadLetters::Event(Position::new(position));
+        assert_eq!(app.store().followers().discard("history", &event, &by("no such order")).await.unwrap(), 1);
+    }
+    eventually("nothing is parked", || async { parked(&app, "history").await == 0 }).await;
+
+    assert_eq!((history(&app, "cid").await, history(&app, "dan").await), (Some(vec![1, 7, 3]), Some(vec![4, 8, 6])));
+    assert_eq!(assert_accounted(&app, "history").await, (8, 6, 0, 2));
+    let discarded = app.store().followers().discarded(Some("history"), &DeadLetters::All, 10).await.unwrap();
+    let (who, _, why) = discarded[0].discarded.clone().unwrap();
+    assert_eq!((discarded.len(), &*who, &*why), (2, "tests", "no such order"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_projector_parks_the_stream_of_an_event_that_its_sql_refuses() {
+    let database = database().await;
+    let app = app(database.url()).await;
+
+    let many: Vec<(&str, i64)> = (0..500).map(|cents| ("eve", cents + 100)).collect();
+    append(&app, "order-1", &many).await;
+    append(&app, "order-2", &[("eve", 1), ("eve", 13), ("eve", 2)]).await;
+    let last = append(&app, "order-1", &many).await;
+    app.wait_for("picky", last, LONG).await.unwrap();
+
+    let row = |position, state: &str| (position, "order-2".to_owned(), false, state.to_owned());
+    assert_eq!(letters(&app, "picky").await, [row(502, "failed"), row(503, "queued")]);
+    assert_eq!(assert_accounted(&app, "picky").await, (1_003, 1_001, 2, 0));
+    sqlx::query("alter table annals_picky.lines drop constraint not_thirteen")
+        .execute(app.store().pool())
+        .await
+        .unwrap();
+    app.store().followers().retry("picky", &DeadLetters::All, &by("rule dropped")).await.unwrap();
+    eventually("nothing is parked", || async { parked(&app, "picky").await == 0 }).await;
+
+    let rows: i64 =
+        sqlx::query_scalar("select count(*) from annals_picky.lines").fetch_one(app.store().pool()).await.unwrap();
+    assert_eq!((rows, assert_accounted(&app, "picky").await), (1_003, (1_003, 1_003, 0, 0)));
+}
+
+/// Fails the first two times for each customer.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Flaky(Vec<i64>);
+
+static TRIED: LazyLock<Mutex<BTreeMap<i64, u32>>> = LazyLock::new(Mutex::default);
+
+impl View for Flaky {
+    const NAME: &'static str = "flaky";
+    const FAILURES: FailurePolicy =
+        FailurePolicy { attempts: 4, first_delay: Duration::from_millis(20), ..FailurePolicy::PARK };
+    type Event = OrderEvent;
+
+    fn keys(recorded: &Recorded<OrderEvent>) -> Vec<Id> {
+        vec![recorded.stream.id().into()]
+    }
+
+    fn apply(&mut self, _: &Id, recorded: &Recorded<OrderEvent>) -> Change {
+        let tries = {
+            let mut tried = TRIED.lock().unwrap();
+            let tries = tried.entry(recorded.position.get()).or_default();
+            *tries += 1;
+            *tries
+        };
+        assert!(recorded.version.get() != 2 || tries > 2, "not yet");
+        self.0.push(recorded.version.get());
+        Change::Keep
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_for_a_while_is_tried_again_by_itself() {
+    let database = database().await;
+    let app = open(database.url()).await.app().aggregate::<Order>().view::<Flaky>().start().await.unwrap();
+
+    append(&app, "order-1", &[("x", 1), ("x", 2), ("x", 3)]).await;
+    let last = append(&app, "order-2", &[("x", 1)]).await;
+    app.wait_for("flaky", last, LONG).await.unwrap();
+    eventually("nothing is parked", || async { parked(&app, "flaky").await == 0 }).await;
+
+    assert_eq!(app.get::<Flaky>("1").await.unwrap(), Some(Flaky(vec![1, 2, 3])));
+    assert_eq!(assert_accounted(&app, "flaky").await, (4, 4, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_failures_that_look_alike_halts_the_follower_instead_of_parking_everything() {
+    let database = database().await;
+    let app = app(database.url()).await;
+    let names: Vec<String> = (0..3_000).map(|nth| format!("storm-{nth}")).collect();
+    poison().extend(names.iter().cloned());
+    let events: Vec<(&str, i64)> = names.iter().map(|name| (name.as_str(), 1)).collect();
+
+    let last = append(&app, "order-1", &events).await;
+    eventually("it halts", || async { status(&app, "history").state == FollowerState::Halted }).await;
+    app.wait_for("picky", last, LONG).await.unwrap();
+
+    let halted = status(&app, "history").last_error.unwrap();
+    assert!(halted.contains("too many events fail alike") && halted.contains("poison for"), "{halted}");
+    assert!(parked(&app, "history").await < 200, "{}", parked(&app, "history").await);
+    let action = app.store().followers().actions(Some("history"), 1).await.unwrap().remove(0);
+    assert_eq!((&*action.action, &*action.actor), ("halt", "annals"));
+
+    poison().retain(|name| !name.starts_with("storm-"));
+    app.store().followers().resume("history", &by("mended")).await.unwrap();
+    app.wait_for("history", last, LONG).await.unwrap();
+    assert_accounted(&app, "history").await;
+    assert_eq!(history(&app, "storm-2999").await, Some(vec![3_000]));
+}
+
+/// Never ends at one event, and in one thread.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Hanging(Vec<i64>);
+
+impl View for Hanging {
+    const NAME: &'static str = "hanging";
+    const FAILURES: FailurePolicy =
+        FailurePolicy { attempts: 1, deadline: Duration::from_millis(1_500), ..FailurePolicy::PARK };
+    type Event = OrderEvent;
+
+    fn keys(recorded: &Recorded<OrderEvent>) -> Vec<Id> {
+        vec![recorded.stream.id().into(), "all".into()]
+    }
+
+    fn apply(&mut self, key: &Id, recorded: &Recorded<OrderEvent>) -> Change {
+        if **key == *"1" && recorded.version.get() == 2 {
+            std::thread::sleep(Duration::from_secs(6));
+        }
+        self.0.push(recorded.position.get());
+        Change::Keep
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_handler_that_does_not_end_counts_as_failed_for_its_event_and_key() {
+    let database = database().await;
+    let app = open(database.url()).await.app().aggregate::<Order>().view::<Hanging>().start().await.unwrap();
+
+    append(&app, "order-1", &[("x", 1), ("x", 2), ("x", 3)]).await;
+    let last = append(&app, "order-2", &[("x", 1)]).await;
+    app.wait_for("hanging", last, LONG).await.unwrap();
+
+    let row = |position, state: &str| (position, "1".to_owned(), false, state.to_owned());
+    assert_eq!(letters(&app, "hanging").await, [row(2, "failed"), row(3, "queued")]);
+    assert_eq!(app.get::<Hanging>("all").await.unwrap(), Some(Hanging(vec![1, 2, 3, 4])));
+    assert_eq!(app.get::<Hanging>("1").await.unwrap(), Some(Hanging(vec![1])));
+    assert_eq!(assert_accounted(&app, "hanging").await, (8, 6, 2, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_any_characters_are_parked_and_tried_again() {
+    let database = database().await;
+    let app = app(database.url()).await;
+    let long = "ö".repeat(999);
+    let names = ["p\u{a0}", "p'", "p\"", "p'); drop table documents; --", "p\na", "p🦀", "p%", &long];
+    poison().extend(names.iter().map(ToString::to_string));
+    let events: Vec<(&str, i64)> = names.iter().map(|name| (*name, 1)).collect();
+
+    append(&app, "order-1", &events).await;
+    let last = append(&app, "order-1", &events).await;
+    app.wait_for("history", last, LONG).await.unwrap();
+    assert_eq!(parked(&app, "history").await, 2 * names.len());
+    names.iter().for_each(|name| {
+        poison().remove(*name);
+    });
+    let retried = app.store().followers().retry("history", &DeadLetters::All, &by("mended")).await.unwrap();
+    eventually("nothing is parked", || async { parked(&app, "history").await == 0 }).await;
+
+    assert_eq!(retried, names.len() as u64);
+    for (nth, name) in (1..).zip(names) {
+        assert_eq!(history(&app, name).await, Some(vec![nth, nth + names.len() as i64]), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_follower_stands_still_until_it_is_resumed_from_anywhere() {
+    let database = database().await;
+    let app = app(database.url()).await;
+    let other = open(database.url()).await;
+    let first = app.execute::<Order>(1, place("gil", 1)).await.unwrap();
+    app.wait_for_all(first.position, LONG).await.unwrap();
+
+    other.followers().pause("history", &by("month end")).await.unwrap();
+    let second = app.execute::<Order>(2, place("gil", 1)).await.unwrap();
+    app.wait_for("picky", second.position, LONG).await.unwrap();
+    eventually("it shows", || async { status(&app, "history").state == FollowerState::Paused }).await;
+    let paused = status(&app, "history");
+    assert_eq!((paused.position, paused.last_error.as_deref()), (first.position, Some("month end, by tests")));
+    assert_eq!(history(&app, "gil").await, Some(vec![1]));
+    other.followers().resume("history", &by("done")).await.unwrap();
+    app.wait_for("history", second.position, LONG).await.unwrap();
+
+    assert_eq!(history(&app, "gil").await, Some(vec![1, 2]));
+    let unknown = other.followers().pause("hystory", &by("typo")).await.unwrap_err().to_string();
+    assert!(unknown.contains("no view or projector \"hystory\""), "{unknown}");
+}
