@@ -298,7 +298,9 @@ pub(crate) async fn build(server: &Server, store: &str, model: Model, events: us
 pub(crate) async fn forget_models(server: &Server, store: &str) -> Result<(), BoxError> {
     let mut drops: Vec<String> =
         [Spend::NAME, SpendTable::NAME].map(|name| format!("drop schema if exists {store}_{name} cascade")).into();
-    drops.push(format!("delete from {store}.checkpoints; delete from {store}.followers"));
+    drops.push(format!(
+        "delete from {store}.checkpoints; delete from {store}.generations; delete from {store}.followers"
+    ));
     server.run(drops.join("; ")).await
 }
 

@@ -146,6 +146,7 @@ impl Coordinator {
         let tail = Tail::start(store.clone(), changed.clone(), reading.clone());
         let (frontier, trouble) = (tail.frontier.clone(), tail.trouble.clone());
         let observer = tokio::spawn(observe(store.clone(), followers.clone(), stop.clone()));
+        kick(stop.clone());
         let asked = Arc::new(Notify::new());
         let chores = tokio::spawn(rebuild::keep_doing(store.clone(), followers.clone(), asked.clone()));
         let coordinator = Self {
@@ -479,6 +480,21 @@ impl Coordinator {
             return;
         }
         wake_up::tell(&self.store, &wake_up::control(&self.store)).await;
+    }
+}
+
+/// Lets the runtime look around now and then, from outside. A handler that never waits keeps the thread it runs on, and if
+/// that one was watching clocks and sockets for all, nobody does until something wakes another.
+fn kick(stop: CancellationToken) {
+    let runtime = tokio::runtime::Handle::current();
+    let kicking = std::thread::Builder::new().name("annals-kick".into()).spawn(move || {
+        while !stop.is_cancelled() {
+            std::thread::sleep(BEAT / 2);
+            runtime.spawn(async {});
+        }
+    });
+    if let Err(error) = kicking {
+        tracing::warn!(%error, "no thread to look after hung handlers");
     }
 }
 

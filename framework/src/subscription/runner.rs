@@ -41,8 +41,6 @@ const RETRIED: usize = 500;
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// The longest pause before a failing database is tried again.
 const LONGEST_PAUSE_OF_DATABASE: Duration = Duration::from_secs(2);
-/// How long a handler that was told to end may take for that.
-const GRACE: Duration = Duration::from_secs(1);
 /// Handlers that never end cannot be stopped, and each keeps a thread: with so many, the follower halts.
 const HUNG: usize = 3;
 
@@ -444,7 +442,7 @@ impl Runner {
         }
     }
 
-    /// Lets the follower do a piece of work, elsewhere: whatever becomes of that, this task goes on.
+    /// Lets the follower do a piece of work, in a task of its own: whatever becomes of that, this one goes on.
     async fn apply(
         &mut self,
         events: Vec<Arc<Recorded<Payload>>>,
@@ -473,22 +471,17 @@ impl Runner {
             sql: self.setting.sql.clone(),
         };
         let follower = self.setting.follower.clone();
-        let working = async move {
+        let working = tokio::spawn(async move {
             let Some(own) = conn.0.as_mut() else { return Ok(Applied::Fenced) };
-            let applied = AssertUnwindSafe(follower.apply(&batch, own)).catch_unwind();
-            let applied = match timeout(deadline, applied).await {
-                Ok(applied) => applied.unwrap_or_else(|panic| Err(FollowError::Panicked(message(panic)))),
-                Err(_) => Err(FollowError::Hung(deadline)),
-            };
+            let applied = AssertUnwindSafe(follower.apply(&batch, own)).catch_unwind().await;
+            let applied = applied.unwrap_or_else(|panic| Err(FollowError::Panicked(message(panic))));
             if applied.is_ok() {
                 drop(conn.0.take());
             }
             applied
-        };
-        // On a thread of its own: code that never waits would keep one of those that the whole process works on.
-        let runtime = tokio::runtime::Handle::current();
-        let working = tokio::task::spawn_blocking(move || runtime.block_on(working));
-        let error = match timeout(deadline + GRACE, working).await {
+        });
+        let mut working = AbortOnDropHandle::new(working);
+        let error = match timeout(deadline, &mut working).await {
             Ok(Ok(Ok(applied))) => return Ok(applied),
             Ok(Ok(Err(error))) => error,
             Ok(Err(_)) => FollowError::Panicked("its task was cancelled".into()),
