@@ -18,7 +18,6 @@ create table annals.generations (
   skips             text[]      not null default '{}',
   partitions        integer     not null default 1,
   target_partitions integer,    -- while their number changes
-  drain_to          bigint,     -- where they meet for that
   state             text        not null default 'running',
   reason            text,       -- of the state
   indexed           boolean     not null default false, -- its own indexes are made after the load
@@ -55,6 +54,7 @@ alter table annals.checkpoints
   add column fence         bigint not null default 1,
   add column owner         uuid,
   add column owned_at      timestamptz,
+  add column drain_to      bigint, -- where it stops, if it is to stop anywhere
   -- (event, key) pairs in scope behind `counted_after`: every one is applied, parked or discarded.
   add column counted_after bigint not null default 0,
   add column pairs         bigint not null default 0,

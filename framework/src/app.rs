@@ -22,7 +22,7 @@ use crate::{
     event::contract::Contracts,
     execute::{self, Repository},
     store::Annals,
-    subscription::{FollowerState, FollowerStatus, Registered, Seat, Started},
+    subscription::{FollowerState, FollowerStatus, Registered, Seat, Started, Verified, verify},
     view::ViewSql,
 };
 
@@ -325,7 +325,7 @@ impl App {
     /// How far every read model of this app has come, and what keeps it.
     pub fn followers(&self) -> Vec<FollowerStatus> {
         let (safe, trouble) = match &*self.lock_coordinator() {
-            Some(started) => (started.frontier.borrow().safe, started.trouble.borrow().clone()),
+            Some(started) => (started.tail.frontier.borrow().safe, started.tail.trouble.borrow().clone()),
             None => (Position::START, None),
         };
         let status = |seat: &Arc<Seat>| {
@@ -347,6 +347,26 @@ impl App {
         let horizon = self.inner.store.horizon().await?;
         let holders = if horizon.safe < horizon.drawn { self.inner.store.holders().await? } else { vec![] };
         Ok(Lag { horizon, holders, followers: self.followers() })
+    }
+
+    /// Builds the read model `name` anew beside the live one, up to where that stands, and compares the two row by row. What is
+    /// parked or discarded is left out of both. The live model goes on meanwhile; nothing of it is changed.
+    ///
+    /// Columns whose values no copy can repeat, generated numbers, ids and times, are not compared.
+    ///
+    /// # Errors
+    /// [`StoreError::Unfit`] if `name` is not registered here, if its code cannot apply an event that the live model has
+    /// applied, or if the model kept changing (a rebuild, dead letters that are tried again); as any read otherwise.
+    pub async fn verify(&self, name: &str) -> Result<Verified, StoreError> {
+        let follower = self.inner.followers.iter().find(|follower| follower.model.name == name);
+        let Some(follower) = follower else {
+            return Err(StoreError::Unfit(format!("no view or projector {name:?} is registered in this app")));
+        };
+        let (tail, process) = match &*self.lock_coordinator() {
+            Some(started) => (started.tail.clone(), started.process),
+            None => return Err(StoreError::Closed),
+        };
+        verify(self.store(), &follower.model, &tail, process).await
     }
 
     /// What became of the commands of each aggregate type in this process.

@@ -26,7 +26,7 @@ pub use projector::Projector;
 pub use store::{Annals, Append, Finding, Holder, Horizon, NewEvent, Page, ReadLog, ReadStream, Roles, Severity};
 pub use stream::{ExpectedVersion, Id, Position, Receipt, StreamId, Version};
 pub use subscription::{
-    By, DeadLetter, DeadLetterGroup, DeadLetters, FailurePolicy, FollowerAction, FollowerState, FollowerStatus,
-    Followers, OnFailure, PartitionLag,
+    By, DeadLetter, DeadLetterGroup, DeadLetters, Difference, Explained, ExplainedLetter, FailurePolicy, Fate,
+    FollowerAction, FollowerState, FollowerStatus, Followers, OnFailure, PartitionLag, Verified,
 };
 pub use view::{Change, View};

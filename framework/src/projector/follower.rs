@@ -69,6 +69,9 @@ impl<P: Projector> ProjectorFollower<P> {
             if letters.has_ended() {
                 break;
             }
+            if letters.discard(position, stream, false) {
+                continue;
+            }
             if letters.is_blocked(stream, false) {
                 letters.queue(position, stream, false);
                 continue;

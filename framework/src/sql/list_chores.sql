@@ -3,12 +3,19 @@
 --   $1 names  text[]
 --
 -- Returns (follower text, what text, generation bigint, schema_name text, version integer, partitions integer): `rebuild`
--- for one that was asked for, `shadow` for one that is being built, `drop` for a schema that nothing serves any more.
+-- for one that was asked for, `shadow` for one that is being built, `drop` for a schema that nothing serves any more, `partitions` for
+-- one whose partitions, `partitions` of them from now on, all stand where they are to meet.
 select f.name, 'rebuild', null::bigint, null::text, null::integer, null::integer
 from annals.followers f where f.name = any ($1) and f.rebuild_requested_at is not null
 union all
 select g.follower, 'shadow', g.generation, g.schema_name, g.version, g.partitions
 from annals.generations g where g.follower = any ($1) and g.purpose = 'rebuild' and g.state = 'running'
+union all
+select g.follower, 'partitions', g.generation, g.schema_name, g.version, g.target_partitions
+from annals.generations g
+where g.purpose = 'live' and g.target_partitions is not null and g.follower = any ($1) and not exists (
+  select from annals.checkpoints c
+  where c.follower = g.follower and c.generation = g.generation and c.position is distinct from c.drain_to)
 union all
 select g.follower, 'drop', g.generation, g.schema_name, g.version, g.partitions
 from annals.generations g

@@ -7,7 +7,7 @@
 --   $5 schema      text    where its rows are to be
 --
 -- Returns (position bigint, fence bigint, parked bigint, drain_to bigint, pace double precision).
-select c.position, c.fence, c.parked, g.drain_to, g.pace
+select c.position, c.fence, c.parked, c.drain_to, g.pace
 from annals.checkpoints c
 join annals.generations g on g.follower = c.follower and g.generation = c.generation
 where c.follower = $1 and c.generation = $2 and c.partition = $3 and c.owner = $4 and g.state = 'running'

@@ -86,6 +86,8 @@ pub(crate) struct Batch {
     pub(crate) policy: FailurePolicy,
     /// Keys that may be parked.
     pub(crate) parked: Arc<Parked>,
+    /// What somebody discarded: (position, key, whether the key is the stream).
+    pub(crate) discards: Arc<HashSet<(i64, String, bool)>>,
     /// What is known to fail, and is not tried again here.
     pub(crate) poison: Vec<Poison>,
     pub(crate) progress: Arc<Progress>,
@@ -247,6 +249,7 @@ pub(crate) struct Counts {
     pairs: i64,
     applied: i64,
     parked: i64,
+    discarded: i64,
 }
 
 /// What becomes of the pairs of one batch.
@@ -305,6 +308,16 @@ impl<'b> Letters<'b> {
         self.ended
     }
 
+    /// Leaves an event out for a key, if somebody discarded it; returns whether that is so.
+    pub(crate) fn discard(&mut self, position: Position, key: &str, by_stream: bool) -> bool {
+        let discards = &self.batch.discards;
+        let is_so = !discards.is_empty() && discards.contains(&(position.get(), key.to_owned(), by_stream));
+        if is_so {
+            (self.counts.pairs, self.counts.discarded) = (self.counts.pairs + 1, self.counts.discarded + 1);
+        }
+        is_so
+    }
+
     /// Parks an event behind others of its key.
     pub(crate) fn queue(&mut self, position: Position, key: &str, by_stream: bool) {
         self.rows.push(Letter { position, key: key.to_owned(), by_stream, told: None });
@@ -357,7 +370,7 @@ impl<'b> Letters<'b> {
 
     /// By how much pairs, applied, parked and discarded grow.
     pub(crate) fn counts(&self) -> [i64; 4] {
-        [self.counts.pairs, self.counts.applied, self.counts.parked, 0]
+        [self.counts.pairs, self.counts.applied, self.counts.parked, self.counts.discarded]
     }
 
     /// Whether there is more to store than the model and the checkpoint, in one transaction with them.

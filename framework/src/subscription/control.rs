@@ -176,7 +176,7 @@ pub struct FollowerAction {
 /// Control over the followers of a store, whichever process runs them.
 #[derive(Debug, Clone)]
 pub struct Followers {
-    store: Annals,
+    pub(super) store: Annals,
 }
 
 impl Annals {
@@ -431,6 +431,38 @@ impl Followers {
         Ok(changed.unsigned_abs())
     }
 
+    /// Lets `name` run in `partitions` partitions from now on, 1 to 1,024. All of them go on to one position and are replaced
+    /// there, in one transaction: nothing is lost or applied twice, and nothing waits long.
+    ///
+    /// # Errors
+    /// As [`Followers::pause`]; [`StoreError::Unfit`] for a number that is out of range, or while `name` is being rebuilt.
+    pub async fn set_partitions(&self, name: &str, partitions: u32, by: &By) -> Result<(), StoreError> {
+        let what = StoreError::on("change the number of partitions");
+        self.check(name).await?;
+        if !(1..=1_024).contains(&partitions) {
+            return Err(StoreError::Unfit(format!(
+                "{partitions} partitions are refused for {name}: 1 to 1,024 are possible"
+            )));
+        }
+        let mut conn = self.connect().await?;
+        let sql = &self.store.inner.sql;
+        let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
+        sqlx::query(sql.lock_checkpoints.clone()).bind(name).execute(&mut *tx).await.map_err(&what)?;
+        let begun = sqlx::query(sql.set_partitions.clone())
+            .bind(name)
+            .bind(partitions as i32)
+            .bind(&by.actor)
+            .bind(&by.reason)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(&what)?;
+        if begun.is_none() {
+            return Err(StoreError::Unfit(format!("{name} is being rebuilt: wait for that, or cancel it, first")));
+        }
+        tx.commit().await.map_err(&what)?;
+        self.done(conn).await
+    }
+
     /// Keeps the model of a follower that its code calls otherwise from now on.
     ///
     /// # Errors
@@ -513,7 +545,7 @@ impl Followers {
         if rows.is_empty() { Err(unknown(name)) } else { Ok(()) }
     }
 
-    async fn read(
+    pub(super) async fn read(
         &self,
         what: &'static str,
         query: impl Fn() -> sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments>,

@@ -13,7 +13,7 @@ use std::{
 
 use sqlx::{Row, postgres::PgRow};
 use tokio::{
-    sync::{Notify, watch},
+    sync::Notify,
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
@@ -26,7 +26,7 @@ use super::{
     rebuild,
     runner::{Runner, Setting},
     status::{FollowerState, Seat, Shown},
-    tail::{Frontier, Tail},
+    tail::Tail,
     wake_up,
 };
 use crate::{
@@ -115,9 +115,9 @@ struct Running {
 pub(crate) struct Started {
     /// Ends once everything is given up.
     pub(crate) task: JoinHandle<()>,
-    pub(crate) frontier: watch::Receiver<Frontier>,
-    /// Why the log cannot be read now.
-    pub(crate) trouble: watch::Receiver<Option<String>>,
+    pub(crate) tail: Tail,
+    /// This process, as the store knows it.
+    pub(crate) process: Uuid,
 }
 
 pub(crate) struct Coordinator {
@@ -144,7 +144,7 @@ impl Coordinator {
     ) -> Started {
         let reading = CancellationToken::new();
         let tail = Tail::start(store.clone(), changed.clone(), reading.clone());
-        let (frontier, trouble) = (tail.frontier.clone(), tail.trouble.clone());
+        let (process, own_tail) = (Uuid::now_v7(), tail.clone());
         let observer = tokio::spawn(observe(store.clone(), followers.clone(), stop.clone()));
         kick(stop.clone());
         let asked = Arc::new(Notify::new());
@@ -152,7 +152,7 @@ impl Coordinator {
         let coordinator = Self {
             asked,
             sql: Arc::new(BatchSql::new(&store.inner.sql)),
-            process: Uuid::now_v7(),
+            process,
             running: HashMap::new(),
             host: host(),
             store,
@@ -165,7 +165,7 @@ impl Coordinator {
             coordinator.run(stop).await;
             reading.cancel();
         });
-        Started { task, frontier, trouble }
+        Started { task, tail: own_tail, process }
     }
 
     async fn run(mut self, stop: CancellationToken) {
@@ -304,8 +304,10 @@ impl Coordinator {
         given.extend(own.iter().skip(share).map(|unit| unit.key()));
         let lost = self.running.iter().filter(|(key, running)| {
             let is_own = listed.iter().any(|unit| unit.key() == **key && unit.owner == Some(self.process));
-            let schema = listed.iter().find(|unit| unit.key() == **key).map(|unit| &*unit.schema);
-            let is_moved = schema.is_some_and(|schema| schema != running.unit.schema.as_str());
+            let now = listed.iter().find(|unit| unit.key() == **key);
+            let is_moved = now.is_some_and(|now| {
+                (&*now.schema, now.partitions) != (running.unit.schema.as_str(), running.unit.partitions)
+            });
             running.task.is_finished() || !is_own || is_moved || given.contains(key)
         });
         let lost: Vec<Key> = lost.map(|(key, _)| *key).collect();
@@ -396,7 +398,7 @@ impl Coordinator {
             owner: self.process,
             seat: follower.seat.clone(),
             follower: (follower.model.follower)(&unit),
-            filter: follower.model.filter(),
+            filter: follower.model.filter(&unit),
             policy: follower.model.policy,
             sql: self.sql.clone(),
             due: due.clone(),

@@ -9,6 +9,7 @@
 mod batch;
 mod control;
 mod coordinator;
+mod explain;
 mod failure;
 mod model;
 mod partition;
@@ -18,6 +19,7 @@ mod recent;
 mod runner;
 mod status;
 mod tail;
+mod verify;
 mod wake_up;
 
 pub(crate) use self::{
@@ -26,10 +28,13 @@ pub(crate) use self::{
     failure::FollowError,
     model::Model,
     status::Seat,
+    verify::verify,
     wake_up::send as send_wake_ups,
 };
 pub use self::{
     control::{By, DeadLetter, DeadLetterGroup, DeadLetters, FollowerAction, Followers, PartitionLag},
+    explain::{Explained, ExplainedLetter, Fate},
     policy::{FailurePolicy, OnFailure},
     status::{FollowerState, FollowerStatus},
+    verify::{Difference, Verified},
 };

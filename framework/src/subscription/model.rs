@@ -52,8 +52,10 @@ pub(crate) struct Generation {
 }
 
 impl Model {
-    pub(crate) fn filter(&self) -> Filter {
-        Filter { categories: self.categories.clone(), skips: self.skips }
+    /// The events that a partition wants. Which keys a view's event has, only the view knows: all its partitions look at it.
+    pub(crate) fn filter(&self, unit: &Unit) -> Filter {
+        let streams = (self.kind == "projector" && unit.partitions > 1).then_some((unit.partition, unit.partitions));
+        Filter { categories: self.categories.clone(), skips: self.skips, streams }
     }
 
     /// `name:version`, as processes say what they can run.
@@ -180,6 +182,15 @@ impl Model {
             requested_by: Some(by.actor.clone()),
         };
         self.create(store, &generation, false, conn).await?;
+        // What somebody decided to leave out stays left out.
+        sqlx::query(sql.copy_discards.clone())
+            .bind(self.name)
+            .bind(known.get::<i64, _>(1))
+            .bind(number)
+            .bind(["discarded"].as_slice())
+            .execute(&mut *conn)
+            .await
+            .map_err(&what)?;
         sqlx::query(sql.record_action.clone())
             .bind(self.name)
             .bind(number)

@@ -46,6 +46,9 @@ pub(super) async fn do_chores(store: &Annals, followers: &[Registered]) -> Resul
             ("shadow", Some(model), Some(generation), Some(schema)) if Some(model.version as i32) == version => {
                 finish(store, model, &Shadow { generation, schema }).await?;
             }
+            ("partitions", Some(model), Some(generation), Some(_)) => {
+                repartition(store, model, generation, row.get(5)).await?;
+            }
             ("drop", _, Some(generation), Some(schema)) => drop_schema(store, name, generation, &schema).await?,
             _ => {}
         }
@@ -213,6 +216,33 @@ async fn swap(store: &Annals, model: &Model, shadow: &Shadow, conn: &mut PgConne
     Ok(())
 }
 
+/// Replaces the partitions of a follower that all stand where they were to meet.
+async fn repartition(store: &Annals, model: &Model, generation: i64, partitions: i32) -> Result<(), StoreError> {
+    let what = StoreError::on("change the number of partitions");
+    let sql = &store.inner.sql;
+    let mut conn = connect(&store.inner.options, store.config().connect_deadline).await?;
+    let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
+    sqlx::query(sql.lock_checkpoints.clone()).bind(model.name).execute(&mut *tx).await.map_err(&what)?;
+    let replacing = sqlx::query_scalar(sql.repartition.clone()).bind(model.name).bind(generation).bind(partitions);
+    let position: Option<i64> = replacing.fetch_optional(&mut *tx).await.map_err(&what)?;
+    let Some(position) = position else {
+        tracing::warn!(
+            follower = model.name,
+            "its partitions cannot be changed while an event without known keys is parked: retry or discard it"
+        );
+        return Ok(());
+    };
+    let counting = sqlx::query(sql.count_parked.clone()).bind(model.name).bind(generation);
+    counting.execute(&mut *tx).await.map_err(&what)?;
+    let text = include_str!("../sql/replace_positions.sql");
+    let placing = sqlx::query(model.live.instantiate_model(&store.inner.name, text)).bind(partitions).bind(position);
+    placing.execute(&mut *tx).await.map_err(&what)?;
+    tx.commit().await.map_err(&what)?;
+    let _ = conn.close().await;
+    wake_up::tell(store, &wake_up::control(store)).await;
+    Ok(())
+}
+
 /// Drops a schema that nothing serves any more. Whoever still reads it, or depends on it, keeps it until the next time.
 async fn drop_schema(store: &Annals, follower: &str, generation: i64, schema: &str) -> Result<(), StoreError> {
     let what = StoreError::on("drop an old schema");
@@ -247,7 +277,12 @@ async fn drop_schema(store: &Annals, follower: &str, generation: i64, schema: &s
 
 /// Does the chores, again and again: one process at a time begins or ends a rebuild, under the lock of the model.
 pub(super) async fn keep_doing(store: Annals, followers: Arc<Vec<Registered>>, asked: Arc<tokio::sync::Notify>) {
-    loop {
+    for turn in 0_u64.. {
+        if turn.is_multiple_of(20)
+            && let Err(error) = sqlx::query(store.inner.sql.end_verify.clone()).execute(&store.inner.reads).await
+        {
+            tracing::debug!(%error, "lost comparisons could not be looked for");
+        }
         if let Err(error) = do_chores(&store, &followers).await {
             tracing::warn!(%error, "a rebuild could not be taken further; it is tried again");
         }

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use super::partition::partition_of;
 use crate::{Payload, Position, Recorded};
 
 /// What is kept at most, in payload bytes and in events.
@@ -27,12 +28,15 @@ pub(crate) struct Filter {
     pub(crate) categories: Vec<String>,
     /// Event types that are none of its business.
     pub(crate) skips: &'static [&'static str],
+    /// Only the streams of this partition, of so many.
+    pub(crate) streams: Option<(i32, i32)>,
 }
 
 impl Filter {
     pub(crate) fn wants(&self, event: &Recorded<Payload>) -> bool {
         self.categories.iter().any(|category| category == event.stream.category())
             && !self.skips.contains(&&*event.event_type)
+            && self.streams.is_none_or(|(own, partitions)| partition_of(event.stream.as_str(), partitions) == own)
     }
 }
 

@@ -4,6 +4,7 @@
 //! follower stays before it and says so.
 
 use std::{
+    collections::HashSet,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex},
     time::Duration,
@@ -68,6 +69,7 @@ pub(super) struct Runner {
     turns: Arc<Semaphore>,
     ahead: Option<Ahead>,
     parked: Arc<Parked>,
+    discards: Arc<HashSet<(i64, String, bool)>>,
     storm: Arc<Mutex<Storm>>,
     hung: usize,
     /// When the first parked event that is to be tried again is due, as far as this runner knows.
@@ -121,6 +123,7 @@ impl Runner {
             turns: tail.turns.clone(),
             ahead: None,
             parked: Arc::default(),
+            discards: Arc::default(),
             storm: Arc::default(),
             hung: 0,
             next_due: None,
@@ -213,7 +216,8 @@ impl Runner {
                 place.insert(found)
             }
         };
-        if at.read > at.committed.position && at.saved_at.elapsed() >= SAVE_EVERY {
+        let drained = at.drain_to == Some(at.read);
+        if at.read > at.committed.position && (drained || at.saved_at.elapsed() >= SAVE_EVERY) {
             if !self.move_checkpoint(at.committed, at.read).await {
                 self.forget(place);
                 return Ok(Step::Done);
@@ -298,6 +302,17 @@ impl Runner {
                 within(self.setting.store.config().read_deadline, "list parked keys", reading).await?.map_err(&what)?;
             self.parked = Arc::new(Parked::of(&keys));
             self.next_due = Some(Instant::now());
+        }
+        if unit.shadow {
+            let reading = sqlx::query_as(sql.list_discards.clone())
+                .bind(unit.name)
+                .bind(unit.generation)
+                .bind(unit.partition)
+                .bind(committed.position.get())
+                .fetch_all(&self.setting.store.inner.followers);
+            let discards: Vec<(i64, String, bool)> =
+                within(self.setting.store.config().read_deadline, "list discards", reading).await?.map_err(&what)?;
+            self.discards = Arc::new(discards.into_iter().collect());
         }
         let drain_to = drain_to.map(Position::new);
         Ok(Some(Place { epoch, committed, read: committed.position, saved_at: Instant::now(), drain_to }))
@@ -434,9 +449,9 @@ impl Runner {
         let (store, filter) = (self.setting.store.clone(), self.setting.filter.clone());
         async move {
             let skipped_types = filter.skips.iter().map(ToString::to_string).collect();
-            let read = ReadLog { after, categories: filter.categories, skipped_types, ..ReadLog::default() };
+            let read = ReadLog { after, categories: filter.categories.clone(), skipped_types, ..ReadLog::default() };
             let page = store.read_final(&read, last, limit).await?;
-            let events = page.events.into_iter().map(Arc::new).collect();
+            let events = page.events.into_iter().filter(|event| filter.wants(event)).map(Arc::new).collect();
             // A page that is the last one looked through everything up to the position that was `last` when it was asked for.
             Ok(Found { events, last: Some(page.next.unwrap_or(last)), all: page.next.is_none() })
         }
@@ -465,6 +480,7 @@ impl Runner {
             work,
             policy: self.setting.policy,
             parked: self.parked.clone(),
+            discards: self.discards.clone(),
             poison,
             progress: progress.clone(),
             storm: self.storm.clone(),

@@ -42,6 +42,7 @@ pub(crate) struct Frontier {
 }
 
 /// The reading end of the tail, for one process.
+#[derive(Clone)]
 pub(crate) struct Tail {
     pub(crate) frontier: watch::Receiver<Frontier>,
     pub(crate) recent: Arc<Recent>,

@@ -369,6 +369,10 @@ fn fold<V: View>(
         if letters.has_ended() {
             break;
         }
+        if letters.discard(position, stream, true) {
+            *event = Err(FollowError::Known(String::new()));
+            continue;
+        }
         if letters.is_blocked(stream, true) {
             letters.queue(position, stream, true);
             *event = Err(FollowError::Known(String::new()));
@@ -386,6 +390,9 @@ fn fold<V: View>(
             match &batch.work {
                 Work::Retry { key: own, by_stream: false } if **own != **key => continue,
                 _ => {}
+            }
+            if letters.discard(position, key, false) {
+                continue;
             }
             if letters.is_blocked(key, false) {
                 letters.queue(position, key, false);

@@ -7,6 +7,7 @@ mod parking;
 mod projector;
 mod rebuild;
 mod setup;
+mod verify;
 mod views;
 mod waking;
 
