@@ -95,6 +95,16 @@ pub(crate) enum Projections {
         #[command(flatten)]
         by: Signature,
     },
+    /// Compares read models with what the log makes of them anew. Exit code 1 when any differs.
+    ///
+    /// Parked and discarded events are left out of the comparison, as they are of the read model.
+    Verify {
+        /// The read model; all of them without it.
+        name: Option<String>,
+        /// A line of JSON a read model instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
     /// Gives up what is being built for a read model. What serves stays.
     Cancel {
         /// The read model.

@@ -8,6 +8,7 @@ mod progress;
 mod projections;
 mod rebuild;
 mod settle;
+mod verify;
 
 pub(crate) use letters::run as letters;
 pub(crate) use model::models;

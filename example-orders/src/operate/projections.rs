@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     model::{Build, Model, model, models},
-    rebuild,
+    rebuild, verify,
 };
 use crate::{
     cli::Projections, figures::count, figures::span, say::say, shop::Shop, signals::until, tables::table, typed,
@@ -38,6 +38,10 @@ pub(crate) async fn run(
     let done = match command {
         Projections::Rebuild { name, pace, by } => {
             return rebuild::run(shop, data_dir, rebuild::Asked { name, pace, by: by.by() }, stop).await;
+        }
+        Projections::Verify { name, json } => {
+            let verified = until(stop, verify::run(shop, name.as_deref(), json)).await?;
+            return Ok(verified.unwrap_or(ExitCode::SUCCESS));
         }
         Projections::List { json } => until(stop, list(shop, followers, json)).await,
         Projections::Pause { name, by } => {
@@ -69,7 +73,7 @@ pub(crate) async fn run(
                 let said = if was_built {
                     "the rebuild was given up; what serves was not touched"
                 } else {
-                    "is not being rebuilt"
+                    "it is not being rebuilt"
                 };
                 Ok(say(format_args!("{name}: {said}"))?)
             })
@@ -91,7 +95,7 @@ async fn list(shop: &Shop, followers: &Followers, json: bool) -> Result<(), BoxE
 }
 
 /// Every read model. Those that this process has just begun to run are given a moment to get going and to catch up.
-async fn settled(shop: &Shop, followers: &Followers) -> Result<Vec<Model>, BoxError> {
+pub(super) async fn settled(shop: &Shop, followers: &Followers) -> Result<Vec<Model>, BoxError> {
     let begun = Instant::now();
     loop {
         let models = models(followers).await?;
