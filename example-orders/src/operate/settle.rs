@@ -49,9 +49,17 @@ pub(crate) async fn run(
     let (mut done, mut still) = (0, 0);
     for (name, live) in lives {
         let (changed, left) = one(followers, name, &live, letters, by, act).await?;
+        if changed == 0 && names.len() > 1 {
+            say(format_args!("{name}: nothing of that is parked"))?;
+        }
         (done, still) = (done + changed, still + left);
     }
     match (done, still) {
+        // What is due is tried as soon as somebody runs the read models, which may be this very process.
+        (0, _) if (act, letters) == (Act::Retry, &DeadLetters::All) => {
+            say("nothing is parked")?;
+            Ok(ExitCode::SUCCESS)
+        }
         (0, _) => Err("nothing of that is parked: `dead-letters list` shows what is".into()),
         (_, 0) => Ok(ExitCode::SUCCESS),
         _ => Ok(ExitCode::from(STILL_PARKED)),
@@ -76,7 +84,6 @@ async fn one(
         Act::Discard => followers.discard(name, letters, by).await?,
     };
     if changed == 0 {
-        say(format_args!("{name}: nothing of that is parked"))?;
         return Ok((0, 0));
     }
     let (what, left_out) = match act {
