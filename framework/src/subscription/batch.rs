@@ -62,6 +62,10 @@ pub(crate) trait Follower: Send + Sync {
 pub(crate) enum Applied {
     /// It was, together with the checkpoint. These of its events were parked.
     Committed(Vec<Letter>),
+    /// It is in the follower's memory, behind what it held before, and commits with a later batch.
+    Held,
+    /// Some of it failed that was to be held: the same events are to be given again, without holding.
+    Unheld,
     /// The checkpoint is another: somebody else does this work, or has changed what it rests on. Nothing was changed.
     Fenced,
 }
@@ -82,6 +86,12 @@ pub(crate) struct Batch {
     pub(crate) events: Vec<Arc<Recorded<Payload>>>,
     pub(crate) from: Checkpoint,
     pub(crate) to: Position,
+    /// Where the events begin: at the checkpoint, or behind what the follower holds or what was none of its business.
+    pub(crate) after: Position,
+    /// Whether the follower holds something already.
+    pub(crate) held: bool,
+    /// Whether it may hold this, too, and commit later.
+    pub(crate) hold: bool,
     pub(crate) work: Work,
     pub(crate) policy: FailurePolicy,
     /// Keys that may be parked.

@@ -36,6 +36,12 @@ use crate::{
 
 /// Events of one batch at most.
 const BATCH: usize = 2_000;
+/// The same of what is built beside the live model: nobody waits for its single events.
+const SHADOW_BATCH: usize = 10_000;
+/// While the log is being written, a rebuild works for a quarter of the time, unless it was told its pace.
+const STEPS_BACK: u32 = 3;
+/// The longest it steps back at once.
+const LONGEST_STEP_BACK: Duration = Duration::from_secs(2);
 /// Parked events of one key that are tried at once.
 const RETRIED: usize = 500;
 /// A checkpoint that only passes over events of others is saved this often.
@@ -72,6 +78,10 @@ pub(super) struct Runner {
     discards: Arc<HashSet<(i64, String, bool)>>,
     storm: Arc<Mutex<Storm>>,
     hung: usize,
+    /// What stands up to here failed while it was held: it is given without.
+    unheld: Position,
+    /// How far the log was when a shadow last looked, and when that changed.
+    written: (Position, Instant),
     /// When the first parked event that is to be tried again is due, as far as this runner knows.
     next_due: Option<Instant>,
 }
@@ -93,6 +103,10 @@ struct Place {
     saved_at: Instant,
     /// Where it stops, for the number of partitions changes there.
     drain_to: Option<Position>,
+    /// Whether the follower holds events between `committed` and `read` in memory.
+    held: bool,
+    /// Events a second at most.
+    pace: Option<f64>,
 }
 
 /// A connection that only goes back to the pool if the work on it ended well: else whatever was left on it goes with it.
@@ -126,13 +140,15 @@ impl Runner {
             discards: Arc::default(),
             storm: Arc::default(),
             hung: 0,
+            unheld: Position::START,
+            written: (Position::START, Instant::now()),
             next_due: None,
         }
     }
 
     /// Runs until it is stopped, or its partition is no longer its own.
     pub(super) async fn run(mut self) {
-        let (mut attempts, mut limit, mut place, mut poison) = (0, BATCH, None, vec![]);
+        let (mut attempts, mut limit, mut place, mut poison) = (0, self.batch_size(), None, vec![]);
         let mut looked_again = false;
         while !self.setting.stop.is_cancelled() {
             match self.step(&mut place, &mut limit, &mut poison).await {
@@ -147,8 +163,11 @@ impl Runner {
                 }
                 Ok(Step::Done) => {}
                 Err(failure) => {
+                    // What was held failed as a whole: which of it, is found out without holding.
+                    let held = place.as_ref().filter(|place: &&Place| place.held).map(|place| place.read);
                     self.forget(&mut place);
                     match failure {
+                        Failure::Events { .. } if held.is_some() => self.unheld = held.unwrap_or_default(),
                         Failure::Halt(text) => {
                             self.halt(&text).await;
                             return;
@@ -185,7 +204,7 @@ impl Runner {
                 }
             }
         }
-        if let Some(place) = place.filter(|place| place.read > place.committed.position) {
+        if let Some(place) = place.filter(|place| !place.held && place.read > place.committed.position) {
             self.move_checkpoint(place.committed, place.read).await;
         }
     }
@@ -217,20 +236,31 @@ impl Runner {
             }
         };
         let drained = at.drain_to == Some(at.read);
-        if at.read > at.committed.position && (drained || at.saved_at.elapsed() >= SAVE_EVERY) {
+        if !at.held && at.read > at.committed.position && (drained || at.saved_at.elapsed() >= SAVE_EVERY) {
             if !self.move_checkpoint(at.committed, at.read).await {
                 self.forget(place);
                 return Ok(Step::Done);
             }
             (at.committed.position, at.saved_at) = (at.read, Instant::now());
         }
-        if self.next_due.is_some_and(|due| due <= Instant::now()) {
+        if !at.held && self.next_due.is_some_and(|due| due <= Instant::now()) {
             if !self.retry_due(at).await? {
                 self.forget(place);
             }
             return Ok(Step::Done);
         }
         let end = at.drain_to.map_or(frontier.last, |drain_to| frontier.last.min(drain_to));
+        if end <= at.read && at.held {
+            let (committed, read) = (at.committed, at.read);
+            let flushed = self.apply(vec![], (committed, read, read), (true, false), Work::Follow, vec![]).await?;
+            match flushed {
+                Applied::Committed(_) => {
+                    (at.committed.position, at.held, at.saved_at) = (read, false, Instant::now());
+                }
+                _ => self.forget(place),
+            }
+            return Ok(Step::Done);
+        }
         if end <= at.read {
             // Up to the safe position there are gaps only, in which nothing can take effect any more.
             let shown = if at.drain_to.is_some() { at.read } else { at.read.max(frontier.safe) };
@@ -247,19 +277,29 @@ impl Runner {
             return Ok(Step::Done);
         }
         let last = at.drain_to.map_or(frontier.last, |drain_to| frontier.last.min(drain_to));
-        let Found { mut events, last: to, .. } = self.find(at.epoch, at.read, last, *limit).await?;
+        let begun = Instant::now();
+        let Found { mut events, last: to, all } = self.find(at.epoch, at.read, last, *limit).await?;
         // The window may have grown past the frontier meanwhile: what it holds is final.
         let mut to = to.unwrap_or(at.read);
         if let Some(drain_to) = at.drain_to.filter(|drain_to| *drain_to < to) {
             events.retain(|event| event.position <= drain_to);
             to = drain_to;
         }
+        let count = events.len();
         if !events.is_empty() {
-            match self.apply(events, at.committed, to, Work::Follow, poison.clone()).await? {
+            let hold = self.unit.shadow && !all && poison.is_empty() && at.read >= self.unheld;
+            let places = (at.committed, at.read, to);
+            match self.apply(events, places, (at.held, hold), Work::Follow, poison.clone()).await? {
                 Applied::Committed(letters) => {
                     poison.clear();
-                    (at.committed.position, at.saved_at) = (to, Instant::now());
+                    (at.committed.position, at.saved_at, at.held) = (to, Instant::now(), false);
                     self.remember(&letters);
+                }
+                Applied::Held => at.held = true,
+                Applied::Unheld => {
+                    self.unheld = to;
+                    self.forget(place);
+                    return Ok(Step::Done);
                 }
                 Applied::Fenced => {
                     tracing::debug!(follower = self.unit.name, "the checkpoint is another");
@@ -267,11 +307,36 @@ impl Runner {
                     return Ok(Step::Done);
                 }
             }
-            *limit = (*limit * 2).min(BATCH);
+            *limit = (*limit * 2).min(self.batch_size());
         }
         at.read = to;
+        let pace = at.pace;
         self.move_to(to);
+        drop(_turn);
+        if self.unit.shadow {
+            self.step_back(begun.elapsed(), count, pace, frontier.safe).await;
+        }
         Ok(Step::Done)
+    }
+
+    fn batch_size(&self) -> usize {
+        if self.unit.shadow { SHADOW_BATCH } else { BATCH }
+    }
+
+    /// Leaves the machine to those who write the log, after `count` events that took `worked`.
+    async fn step_back(&mut self, worked: Duration, count: usize, pace: Option<f64>, safe: Position) {
+        if safe != self.written.0 {
+            self.written = (safe, Instant::now());
+        }
+        let pause = match pace {
+            Some(pace) => Duration::from_secs_f64((count as f64 / pace.max(0.1)).min(3_600.0)).saturating_sub(worked),
+            None if self.written.1.elapsed() < SAVE_EVERY => (worked * STEPS_BACK).min(LONGEST_STEP_BACK),
+            None => return,
+        };
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = self.setting.stop.cancelled() => {}
+        }
     }
 
     /// Where the partition stands, and what is parked in it; none if it is not this process's to run.
@@ -314,8 +379,9 @@ impl Runner {
                 within(self.setting.store.config().read_deadline, "list discards", reading).await?.map_err(&what)?;
             self.discards = Arc::new(discards.into_iter().collect());
         }
-        let drain_to = drain_to.map(Position::new);
-        Ok(Some(Place { epoch, committed, read: committed.position, saved_at: Instant::now(), drain_to }))
+        let (drain_to, pace) = (drain_to.map(Position::new), row.get(4));
+        let (read, saved_at) = (committed.position, Instant::now());
+        Ok(Some(Place { epoch, committed, read, saved_at, drain_to, held: false, pace }))
     }
 
     async fn wait_for_tail(&mut self) {
@@ -388,8 +454,10 @@ impl Runner {
             let mut events = events;
             loop {
                 let work = Work::Retry { key: key.clone(), by_stream };
-                let failure = match self.apply(events.clone(), from, to, work, std::mem::take(&mut poison)).await {
-                    Ok(Applied::Fenced) => return Ok(false),
+                let places = (from, to, to);
+                let poison_now = std::mem::take(&mut poison);
+                let failure = match self.apply(events.clone(), places, (false, false), work, poison_now).await {
+                    Ok(Applied::Fenced | Applied::Held | Applied::Unheld) => return Ok(false),
                     Ok(Applied::Committed(letters)) => {
                         for told in letters.iter().filter_map(|letter| letter.told.as_ref()) {
                             let (follower, error) = (unit.name, &told.text);
@@ -461,8 +529,8 @@ impl Runner {
     async fn apply(
         &mut self,
         events: Vec<Arc<Recorded<Payload>>>,
-        from: Checkpoint,
-        to: Position,
+        (from, after, to): (Checkpoint, Position, Position),
+        (held, hold): (bool, bool),
         work: Work,
         poison: Vec<Poison>,
     ) -> Result<Applied, Failure> {
@@ -477,6 +545,9 @@ impl Runner {
             events,
             from,
             to,
+            after,
+            held,
+            hold,
             work,
             policy: self.setting.policy,
             parked: self.parked.clone(),

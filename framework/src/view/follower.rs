@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use futures::future::BoxFuture;
@@ -11,7 +12,7 @@ use quick_cache::{Weighter, unsync::Cache};
 use sqlx::{Connection, PgConnection, Row, SqlStr};
 
 use crate::{
-    BoxError, Change, Id, Payload, PayloadLimits, Recorded, View,
+    BoxError, Change, Id, Payload, PayloadLimits, Position, Recorded, View,
     error::StoreError,
     event::{contract::Contracts, encode::to_json},
     sql::StoreName,
@@ -79,7 +80,36 @@ struct ViewFollower<V> {
     sql: ViewSql,
     contracts: Arc<Contracts>,
     limits: PayloadLimits,
+    store_documents: SqlStr,
     kept: Mutex<Kept<V>>,
+    held: Mutex<Option<Held<V>>>,
+}
+
+/// What a shadow has folded and not stored yet: it is stored when there is much of it, or after a while, or at the end.
+struct Held<V> {
+    /// The checkpoint that it rests on.
+    from: Checkpoint,
+    /// Up to where it is folded.
+    to: Position,
+    /// None for one that is removed.
+    documents: HashMap<String, Option<V>>,
+    counts: [i64; 4],
+    since: Instant,
+    /// Bytes of a document's JSON, about.
+    average: f64,
+}
+
+/// What is held at most, in bytes of the documents' JSON, and how long: so much is done again after a crash.
+const HELD_BYTES: f64 = 24.0 * 1024.0 * 1024.0;
+const HELD_FOR: Duration = Duration::from_secs(5);
+/// Documents that one statement stores.
+const STORED_AT_ONCE: usize = 10_000;
+
+impl<V> Held<V> {
+    fn is_full(&self) -> bool {
+        // A key, a document in memory and its place in the table, beside its JSON.
+        self.documents.len() as f64 * (self.average + 150.0) > HELD_BYTES || self.since.elapsed() > HELD_FOR
+    }
 }
 
 /// Documents that were stored lately, as they are at the checkpoint `at`: what stands there need not be loaded.
@@ -103,6 +133,36 @@ impl<V> Kept<V> {
     }
 }
 
+impl<V: View> Held<V> {
+    fn new(from: Checkpoint) -> Self {
+        Self {
+            from,
+            to: from.position,
+            documents: HashMap::new(),
+            counts: [0; 4],
+            since: Instant::now(),
+            average: 100.0,
+        }
+    }
+
+    /// Takes in what a batch has folded.
+    fn take(&mut self, to: Position, counts: [i64; 4], documents: Documents<'_, V>, limits: &PayloadLimits) {
+        self.to = to;
+        self.counts.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+        // The last one stands for the others of the batch.
+        if let Some((key, Ok(Some(document)))) = documents.list.last()
+            && let Ok(text) = to_json(key, document, limits)
+        {
+            self.average = self.average * 0.75 + text.len() as f64 * 0.25;
+        }
+        for (key, document) in documents.list {
+            if let Ok(document) = document {
+                self.documents.insert(key.to_owned(), document);
+            }
+        }
+    }
+}
+
 /// An event of a batch, or why it changes nothing.
 type Decoded<E> = Result<Recorded<E>, FollowError>;
 
@@ -117,7 +177,9 @@ impl<V: View> ViewFollower<V> {
         let sql = ViewSql::within(&store.inner.name, &unit.schema);
         // A document is folded from many events, so the limit of one payload does not bound it.
         let limits = PayloadLimits { bytes: 256 << 20, ..store.config().limits.payload };
-        Self { sql, contracts, limits, kept: Mutex::new(Kept::nothing()) }
+        let text = include_str!("../sql/store_documents.sql");
+        let store_documents = unit.schema.instantiate_model(&store.inner.name, text);
+        Self { sql, contracts, limits, store_documents, kept: Mutex::new(Kept::nothing()), held: Mutex::new(None) }
     }
 
     /// Takes out what is kept, if it is of this checkpoint: a batch that fails or is fenced leaves nothing behind.
@@ -169,6 +231,11 @@ impl<V: View> ViewFollower<V> {
 
     async fn work(&self, batch: &Batch, conn: &mut PgConnection) -> Result<Applied, FollowError> {
         let mut kept = self.take_kept(batch.from);
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut held = held.filter(|held| batch.held && held.from == batch.from && held.to == batch.after);
+        if batch.held && held.is_none() {
+            return Ok(Applied::Fenced);
+        }
         let mut letters = Letters::new(batch);
         let (mut events, mut keys) = (Vec::with_capacity(batch.events.len()), Vec::with_capacity(batch.events.len()));
         for raw in &batch.events {
@@ -187,10 +254,26 @@ impl<V: View> ViewFollower<V> {
             let streams = batch.events.iter().map(|raw| raw.stream.as_str());
             letters.find(keys.iter().flatten().map(|key| &**key).chain(streams).collect(), conn).await?;
         }
-        let mut documents = self.documents(&letters, &batch.work, &keys, &mut kept, conn).await?;
+        let mut documents = self.documents(&letters, batch, &keys, (&mut kept, &mut held), conn).await?;
         batch.progress.folding(&keys);
         let bad = fold(batch, &mut events, &keys, &mut documents, &mut letters)?;
         batch.progress.end();
+        if batch.held && !letters.is_empty() {
+            return Ok(Applied::Unheld);
+        }
+        if batch.hold && letters.is_empty() {
+            let mut held = held.unwrap_or_else(|| Held::new(batch.from));
+            held.take(batch.to, letters.counts(), documents, &self.limits);
+            if !held.is_full() {
+                *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
+                return Ok(Applied::Held);
+            }
+            return self.store_held(batch, held, conn).await;
+        }
+        if let Some(mut held) = held {
+            held.take(batch.to, letters.counts(), documents, &self.limits);
+            return self.store_held(batch, held, conn).await;
+        }
         self.restore(&events, &keys, bad, &mut documents, conn).await?;
         self.store(batch, documents, letters, kept, conn).await
     }
@@ -199,25 +282,30 @@ impl<V: View> ViewFollower<V> {
     async fn documents<'k>(
         &self,
         letters: &Letters<'_>,
-        work: &Work,
+        batch: &Batch,
         keys: &'k [Vec<Id>],
-        kept: &mut Kept<V>,
+        (kept, held): (&mut Kept<V>, &mut Option<Held<V>>),
         conn: &mut PgConnection,
     ) -> Result<Documents<'k, V>, FollowError> {
         let mut documents = Documents { places: HashMap::new(), list: vec![] };
+        let mut missing = vec![];
+        // Where nothing is stored yet there is nothing to load.
+        let is_empty = batch.unit.shadow && batch.from.position == Position::START;
         for key in keys.iter().flatten() {
-            let other = matches!(work, Work::Retry { key: own, by_stream: false } if **own != **key);
+            let other = matches!(&batch.work, Work::Retry { key: own, by_stream: false } if **own != **key);
             if other || letters.is_blocked(key, false) {
                 continue;
             }
             documents.places.entry(key).or_insert_with(|| {
-                let known = kept.documents.remove(&**key).map(|(_, (document, _))| document);
-                documents.list.push((key, Ok(known)));
+                let folded = held.as_mut().and_then(|held| held.documents.remove(&**key));
+                let known = folded.or_else(|| kept.documents.remove(&**key).map(|(_, (document, _))| Some(document)));
+                if known.is_none() && !is_empty {
+                    missing.push(&**key);
+                }
+                documents.list.push((key, Ok(known.flatten())));
                 documents.list.len() - 1
             });
         }
-        let missing = documents.list.iter().filter(|(_, document)| matches!(document, Ok(None)));
-        let missing: Vec<&str> = missing.map(|(key, _)| *key).collect();
         if !missing.is_empty() {
             for (key, document) in self.load(&missing, conn).await? {
                 documents.list[documents.places[&*key]].1 = document.map(Some);
@@ -291,12 +379,12 @@ impl<V: View> ViewFollower<V> {
         }
         letters.judge()?;
         let moved = if letters.is_empty() {
-            self.send(batch, &letters, (&stored, &texts, &removed), conn).await?
+            self.send(batch, letters.counts(), (&stored, &texts, &removed), conn).await?
         } else {
             let what = |error| FollowError::Store(StoreError::on("store documents")(error));
             let mut tx = conn.begin_with(batch.sql.level.clone()).await.map_err(what)?;
             letters.begin(&mut tx).await?;
-            let moved = self.send(batch, &letters, (&stored, &texts, &removed), &mut tx).await?;
+            let moved = self.send(batch, letters.counts(), (&stored, &texts, &removed), &mut tx).await?;
             if moved {
                 letters.store(&mut tx).await?;
                 tx.commit().await.map_err(what)?;
@@ -314,10 +402,39 @@ impl<V: View> ViewFollower<V> {
         Ok(Applied::Committed(letters.take_rows()))
     }
 
+    /// Stores everything that was held, in one transaction with the checkpoint.
+    async fn store_held(&self, batch: &Batch, held: Held<V>, conn: &mut PgConnection) -> Result<Applied, FollowError> {
+        let what = |error| FollowError::Store(StoreError::on("store documents")(error));
+        let mut documents: Vec<(String, Option<V>)> = held.documents.into_iter().collect();
+        // In the order of the index.
+        documents.sort_unstable_by(|(key, _), (other, _)| key.cmp(other));
+        let mut tx = conn.begin_with(batch.sql.level.clone()).await.map_err(what)?;
+        let letters = Letters::new(batch);
+        letters.begin(&mut tx).await?;
+        let removed: Vec<&str> =
+            documents.iter().filter(|(_, document)| document.is_none()).map(|(key, _)| key.as_str()).collect();
+        if !self.send(batch, held.counts, (&[], &[], &removed), &mut tx).await? {
+            return Ok(Applied::Fenced);
+        }
+        for some in documents.chunks(STORED_AT_ONCE) {
+            let (mut keys, mut texts) = (vec![], vec![]);
+            for (key, document) in some {
+                let Some(document) = document else { continue };
+                let text = to_json(&format!("document {key:?}"), document, &self.limits);
+                texts.push(text.map_err(|error| FollowError::Handler(BoxError::from(error)))?);
+                keys.push(key.as_str());
+            }
+            let storing = sqlx::query(self.store_documents.clone()).bind(keys).bind(texts);
+            storing.execute(&mut *tx).await.map_err(what)?;
+        }
+        tx.commit().await.map_err(what)?;
+        Ok(Applied::Committed(vec![]))
+    }
+
     async fn send(
         &self,
         batch: &Batch,
-        letters: &Letters<'_>,
+        counts: [i64; 4],
         (stored, texts, removed): (&[&str], &[String], &[&str]),
         conn: &mut PgConnection,
     ) -> Result<bool, FollowError> {
@@ -329,7 +446,7 @@ impl<V: View> ViewFollower<V> {
             .bind(batch.from.fence)
             .bind(batch.from.position.get())
             .bind(batch.to.get())
-            .bind(letters.counts())
+            .bind(counts)
             .bind(stored)
             .bind(texts)
             .bind(removed)
