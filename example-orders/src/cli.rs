@@ -46,7 +46,7 @@ pub(crate) enum Command {
     /// Looks after the read models: how far they are, pause and resume, rebuild, verify.
     ///
     /// Works beside other processes on the same data folder, which go on with what they run; alone, it runs the read models
-    /// for as long as it takes.
+    /// itself for as long as it takes. What is parked of them is looked after by `dead-letters`.
     #[command(subcommand)]
     Projections(Projections),
     /// Looks after parked events: those that a read model could not apply, and those that wait behind them.
@@ -147,7 +147,7 @@ pub(crate) enum Letters {
         #[command(flatten)]
         by: Signature,
     },
-    /// Leaves parked events out for good, and waits until what stood behind them was tried. Takes --reason.
+    /// Leaves parked events out for good, and waits until what stood behind them was tried. Takes a --reason.
     ///
     /// They stay in the log, with the reason, and every rebuild leaves them out, too. Without a choice, all that is parked is
     /// discarded. Exit code 3 when something behind them is parked still.
@@ -158,7 +158,7 @@ pub(crate) enum Letters {
         #[command(flatten)]
         chosen: Chosen,
         #[command(flatten)]
-        by: Signature,
+        by: Reasoned,
     },
 }
 
@@ -169,7 +169,7 @@ impl Letters {
     /// There is no reason to discard.
     pub(crate) fn check(&self) -> Result<(), String> {
         match self {
-            Self::Discard { by, .. } if !by.has_reason() => {
+            Self::Discard { by, .. } if by.reason.as_deref().is_none_or(|reason| reason.trim().is_empty()) => {
                 Err("nothing was discarded: say why with --reason TEXT, which stays with the events".into())
             }
             _ => Ok(()),
@@ -214,15 +214,26 @@ pub(crate) struct Signature {
     by: Option<String>,
 }
 
-impl Signature {
-    /// Who and why, or that it was by hand.
-    pub(crate) fn by(self) -> By {
-        let reason = self.reason.unwrap_or_else(|| "by hand".into());
-        By::new(self.by.unwrap_or_else(login::name), reason)
-    }
+/// Who does it, and why, which must be given.
+#[derive(Debug, Args)]
+pub(crate) struct Reasoned {
+    /// Why. It must be given, and stays with the events.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Who; the login name without it.
+    #[arg(long, value_name = "WHO")]
+    by: Option<String>,
+}
 
-    fn has_reason(&self) -> bool {
-        self.reason.as_deref().is_some_and(|reason| !reason.trim().is_empty())
+impl From<Signature> for By {
+    fn from(Signature { reason, by }: Signature) -> Self {
+        Self::new(by.unwrap_or_else(login::name), reason.unwrap_or_else(|| "by hand".into()))
+    }
+}
+
+impl From<Reasoned> for By {
+    fn from(Reasoned { reason, by }: Reasoned) -> Self {
+        Signature { reason, by }.into()
     }
 }
 
@@ -260,12 +271,19 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_by_hand_unless_one_must_be_given() {
+    fn a_reason_is_by_hand_unless_it_must_be_given() {
         let signature = |reason: Option<&str>| Signature { reason: reason.map(Into::into), by: Some("ada".into()) };
+        let discard = |reason: &[&str]| {
+            let arguments = ["example-orders", "dead-letters", "discard", "order_search"];
+            match Cli::parse_from(arguments.iter().chain(reason)).command {
+                Some(Command::DeadLetters(letters)) => letters.check(),
+                other => panic!("{other:?}"),
+            }
+        };
 
-        assert_eq!(signature(None).by(), By::new("ada", "by hand"));
-        assert_eq!(signature(Some("seen")).by(), By::new("ada", "seen"));
-        assert!(signature(Some("seen")).has_reason());
-        assert!([None, Some(""), Some("  ")].iter().all(|reason| !signature(*reason).has_reason()));
+        assert_eq!(By::from(signature(None)), By::new("ada", "by hand"));
+        assert_eq!(By::from(signature(Some("seen"))), By::new("ada", "seen"));
+        assert_eq!(discard(&["--reason", "seen"]), Ok(()));
+        assert!(discard(&[]).is_err() && discard(&["--reason", " "]).is_err());
     }
 }

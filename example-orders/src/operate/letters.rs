@@ -41,10 +41,10 @@ pub(crate) async fn run(shop: &Shop, data_dir: &Path, command: Letters) -> Resul
             show(&followers, &name, position, json).await.map(|()| ExitCode::SUCCESS)
         }
         Letters::Retry { names, chosen, by } => {
-            settle::run(&followers, &names, &chosen.into(), &by.by(), Act::Retry).await
+            settle::run(&followers, &names, &chosen.into(), &by.into(), Act::Retry).await
         }
         Letters::Discard { names, chosen, by } => {
-            settle::run(&followers, &names, &chosen.into(), &by.by(), Act::Discard).await
+            settle::run(&followers, &names, &chosen.into(), &by.into(), Act::Discard).await
         }
     }
 }

@@ -37,7 +37,7 @@ pub(crate) async fn run(
     let followers = &followers;
     let done = match command {
         Projections::Rebuild { name, pace, by } => {
-            return rebuild::run(shop, data_dir, rebuild::Asked { name, pace, by: by.by() }, stop).await;
+            return rebuild::run(shop, data_dir, rebuild::Asked { name, pace, by: by.into() }, stop).await;
         }
         Projections::Verify { name, json } => {
             let verified = until(stop, verify::run(shop, name.as_deref(), json)).await?;
@@ -49,7 +49,7 @@ pub(crate) async fn run(
                 if model(followers, &name).await?.live.state == "paused" {
                     return Ok(say(format_args!("{name} is paused already"))?);
                 }
-                followers.pause(&name, &by.by()).await?;
+                followers.pause(&name, &by.into()).await?;
                 let resume = typed::command(data_dir, &format!("projections resume {name}"));
                 Ok(say(format_args!("{name} is paused; what it shows can be read. It goes on with\n   {resume}"))?)
             })
@@ -61,7 +61,7 @@ pub(crate) async fn run(
                 if !before.live.is_held() && !before.rebuild.is_some_and(|rebuild| rebuild.is_held()) {
                     return Ok(say(format_args!("{name} is not paused"))?);
                 }
-                followers.resume(&name, &by.by()).await?;
+                followers.resume(&name, &by.into()).await?;
                 Ok(say(format_args!("{name} goes on"))?)
             })
             .await
@@ -69,7 +69,7 @@ pub(crate) async fn run(
         Projections::Cancel { name, by } => {
             until(stop, async {
                 model(followers, &name).await?;
-                let was_built = followers.cancel_rebuild(&name, &by.by()).await?;
+                let was_built = followers.cancel_rebuild(&name, &by.into()).await?;
                 let said = if was_built {
                     "the rebuild was given up; what serves was not touched"
                 } else {
