@@ -1,4 +1,15 @@
 //! An order service on Annals: run it without a command for a tour.
+//!
+//! `import` brings orders over, `report` shows what the read models say. `projections` and `dead-letters` look after the read
+//! models, also while another process runs them. To see one of them fail and be mended:
+//!
+//! ```sh
+//! cargo run -p example-orders -- plant-poison       # an event that no read model can read, and a good one behind it
+//! cargo run -p example-orders -- projections list   # both are parked, everything else goes on
+//! cargo run -p example-orders -- dead-letters list  # why, how many, since when
+//! cargo run -p example-orders -- dead-letters discard order_search --reason "not an order"
+//! cargo run -p example-orders -- projections verify # what is shown is what the log makes of it
+//! ```
 
 mod cli;
 mod figures;

@@ -20,6 +20,8 @@ const EVERY: Duration = Duration::from_secs(3);
 pub(crate) struct Progress {
     name: String,
     bar: ProgressBar,
+    /// When it was first looked at, and where it was: a build may have begun long before.
+    first: Option<(Instant, i64)>,
     told: Option<Instant>,
 }
 
@@ -33,18 +35,20 @@ impl Progress {
         let template = "{prefix}  {bar:30} {percent:>3} %  {msg}";
         bar.set_style(ProgressStyle::with_template(template).map_err(io::Error::other)?);
         bar.set_prefix(name.to_owned());
-        Ok(Self { name: name.into(), bar, told: None })
+        Ok(Self { name: name.into(), bar, first: None, told: None })
     }
 
     /// Moves the bar, or tells the progress if it is time.
     pub(crate) fn show(&mut self, build: &Build) {
+        let (begun, from) = *self.first.get_or_insert_with(|| (Instant::now(), build.position.get()));
+        let rate = (build.position.get() - from) as f64 / begun.elapsed().as_secs_f64().max(0.001);
         if !self.bar.is_hidden() {
             self.bar.set_length(build.end().unsigned_abs());
             self.bar.set_position(build.position.get().unsigned_abs());
-            self.bar.set_message(words(build));
+            self.bar.set_message(words(build, rate));
         } else if self.told.is_none_or(|told| told.elapsed() >= EVERY) {
             self.told = Some(Instant::now());
-            note(format_args!("{}: {}", self.name, words(build)));
+            note(format_args!("{}: {}", self.name, words(build, rate)));
         }
     }
 
@@ -54,13 +58,13 @@ impl Progress {
     }
 }
 
-/// How far a build is, how fast, and what is left.
-fn words(build: &Build) -> String {
+/// How far a build is, how fast in positions a second, and what is left.
+fn words(build: &Build, rate: f64) -> String {
     let mut text = format!("position {} of {}", count(build.position.get()), count(build.end()));
-    match (build.rate, build.seconds_to_catch_up) {
-        _ if build.behind == 0 => text += ", taking its place",
-        (Some(rate), Some(left)) => text += &format!(", {} a second, {} left", count(rate as i64), span(left)),
-        _ => {}
+    if build.behind == 0 {
+        text += ", taking its place";
+    } else if rate >= 1.0 {
+        text += &format!(", {} a second, {} left", count(rate as i64), span(build.behind as f64 / rate));
     }
     if build.state != "running" {
         text += &format!(", {}", build.state);
@@ -74,10 +78,10 @@ mod tests {
 
     #[test]
     fn progress_is_told_with_its_end_its_rate_and_what_is_left() {
-        let going = Build { rate: Some(2_000.4), seconds_to_catch_up: Some(61.0), ..build("running", 1_000, 9_000) };
+        let going = build("running", 1_000, 120_000);
 
-        assert_eq!(words(&going), "position 1,000 of 10,000, 2,000 a second, 1 min left");
-        assert_eq!(words(&build("unowned", 0, 9_000)), "position 0 of 9,000, unowned");
-        assert_eq!(words(&build("running", 9_000, 0)), "position 9,000 of 9,000, taking its place");
+        assert_eq!(words(&going, 2_000.4), "position 1,000 of 121,000, 2,000 a second, 59 s left");
+        assert_eq!(words(&build("unowned", 0, 9_000), 0.0), "position 0 of 9,000, unowned");
+        assert_eq!(words(&build("running", 9_000, 0), 9.0), "position 9,000 of 9,000, taking its place");
     }
 }
