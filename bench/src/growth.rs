@@ -20,7 +20,7 @@ use crate::{
     append::{append_to, note},
     measure::Figures,
     plans::plans,
-    read::{Model, Order, Sale, SaleEvent, Spend, build, connect, fill, forget_models, load_some},
+    read::{Model, Order, Sale, SaleEvent, Spend, Way, build, connect, fill, forget_models, load_some},
     server::{self, Server},
 };
 
@@ -91,7 +91,7 @@ async fn along(
         plans(server, &store, events).await?;
     }
     forget_peak();
-    let view = build(server, &store, Model::View, events).await?;
+    let view = build(server, &store, (Model::View, Way::CatchUp), events).await?;
     curves.add(axis, x, "view", "events/s", view.per_s)?;
     curves.add(axis, x, "view", "MB resident", peak().unwrap_or_default())?;
     let loads = load_some(server, &store, streams.min(1_000), events / streams).await?;
@@ -229,7 +229,7 @@ async fn cost(server: &Server, seconds: u64, curves: &mut Curves) -> Result<(), 
     fill(server, store, events, events / 10, Order::Written).await?;
     for (model, name) in [(Model::View, "view"), (Model::Projector, "projector")] {
         let cpu = cpu_seconds();
-        build(server, store, model, events).await?;
+        build(server, store, (model, Way::CatchUp), events).await?;
         curves.add("payload", 250, name, "CPU s/million", (cpu_seconds() - cpu) / events as f64 * 1e6)?;
     }
     forget_models(server, store).await?;

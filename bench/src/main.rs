@@ -29,7 +29,7 @@ use crate::{
     import::Import,
     measure::{Comparison, Figures},
     pgbench::Pgbench,
-    read::{Model, Order},
+    read::{Model, Order, Way},
     server::Server,
 };
 
@@ -99,7 +99,7 @@ enum Case {
     /// Aggregates of so many events.
     Load { events: usize },
     /// A read model that is built.
-    CatchUp(Model, Order),
+    CatchUp((Model, Way), Order),
     /// How soon a view shows what was acknowledged.
     Visible,
     /// The example's import.
@@ -122,10 +122,13 @@ const CASES: &[(&str, Case)] = &[
     ("command-id-1x32", Case::CommandId { callers: 32 }),
     ("load-100", Case::Load { events: 100 }),
     ("load-10000", Case::Load { events: 10_000 }),
-    ("view", Case::CatchUp(Model::View, Order::Written)),
-    ("view-scattered", Case::CatchUp(Model::View, Order::Scattered)),
-    ("projector", Case::CatchUp(Model::Projector, Order::Written)),
-    ("projector-scattered", Case::CatchUp(Model::Projector, Order::Scattered)),
+    ("view", Case::CatchUp((Model::View, Way::CatchUp), Order::Written)),
+    ("view-scattered", Case::CatchUp((Model::View, Way::CatchUp), Order::Scattered)),
+    ("projector", Case::CatchUp((Model::Projector, Way::CatchUp), Order::Written)),
+    ("projector-scattered", Case::CatchUp((Model::Projector, Way::CatchUp), Order::Scattered)),
+    ("rebuild-view", Case::CatchUp((Model::View, Way::Rebuild), Order::Written)),
+    ("rebuild-view-scattered", Case::CatchUp((Model::View, Way::Rebuild), Order::Scattered)),
+    ("rebuild-projector", Case::CatchUp((Model::Projector, Way::Rebuild), Order::Written)),
     ("visible", Case::Visible),
     ("import", Case::Import),
 ];

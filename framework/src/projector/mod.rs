@@ -13,7 +13,8 @@ use crate::{BoxError, Event, FailurePolicy, Recorded};
 ///
 /// Its tables live in the schema `<store>_<NAME>`. SQL names them unqualified: the framework sets `search_path` for the
 /// transaction. The events of one call and the projector's checkpoint commit together, so each event takes effect
-/// exactly once; a call that fails is rolled back and repeated, with fewer events, until the event that fails is known.
+/// exactly once; a call that fails is rolled back and repeated, with fewer events, until the event that fails is known. That
+/// one is parked, with the later events of its stream behind it ([`FailurePolicy`]).
 ///
 /// Write sets, not rows: one statement with `unnest` for a whole slice.
 ///
@@ -69,8 +70,8 @@ pub trait Projector: Send + Sync + 'static {
     /// Applies `events`, in position order, inside the transaction that moves the checkpoint.
     ///
     /// # Errors
-    /// Whatever goes wrong: the transaction is rolled back, the projector's state shows the error, and the call is
-    /// repeated with back-off.
+    /// Whatever goes wrong: the transaction is rolled back, and the call is repeated with fewer events until the one that
+    /// fails is known. What becomes of that is [`Projector::FAILURES`]' to say.
     fn apply(
         &self,
         events: &[Recorded<Self::Event>],

@@ -20,6 +20,9 @@ use crate::{
 const NEAR: i64 = 10_000;
 /// How long the live model is held while the shadow passes it.
 const HELD: Duration = Duration::from_secs(2);
+/// How soon it is looked again while there is something to do, and else.
+const SOON: Duration = Duration::from_millis(100);
+const LATER: Duration = Duration::from_millis(500);
 /// How long indexes may take to be made: as long as it takes.
 const INDEXES: Duration = Duration::from_secs(24 * 3_600);
 
@@ -31,12 +34,13 @@ pub(super) struct Shadow {
 }
 
 /// Does what there is to do beside following: begins rebuilds, finishes them, drops what nothing serves any more.
-pub(super) async fn do_chores(store: &Annals, followers: &[Registered]) -> Result<(), StoreError> {
+/// Returns whether there was anything.
+pub(super) async fn do_chores(store: &Annals, followers: &[Registered]) -> Result<bool, StoreError> {
     let what = "look for what is to be rebuilt";
     let names: Vec<&str> = followers.iter().map(|follower| follower.model.name).collect();
     let listing = sqlx::query(store.inner.sql.list_chores.clone()).bind(names).fetch_all(&store.inner.reads);
     let rows = within(store.config().read_deadline, what, listing).await?.map_err(StoreError::on(what))?;
-    for row in rows {
+    for row in &rows {
         let (name, chore): (&str, &str) = (row.get(0), row.get(1));
         let model = followers.iter().find(|follower| follower.model.name == name && follower.runs);
         let model = model.map(|follower| &follower.model);
@@ -53,7 +57,7 @@ pub(super) async fn do_chores(store: &Annals, followers: &[Registered]) -> Resul
             _ => {}
         }
     }
-    Ok(())
+    Ok(!rows.is_empty())
 }
 
 /// Begins a rebuild that somebody asked for.
@@ -94,13 +98,17 @@ async fn finish(store: &Annals, model: &Model, shadow: &Shadow) -> Result<(), St
     let mut conn = connect(&store.inner.options, store.config().connect_deadline).await?;
     let last: i64 =
         sqlx::query_scalar(sql.read_last_position.clone()).bind(i64::MAX).fetch_one(&mut conn).await.map_err(&what)?;
-    match progress(&mut conn, store, model, shadow).await? {
-        Some((position, false)) if last - position < NEAR => {
-            let indexing = add_indexes(store, model, shadow, &mut conn);
-            within(INDEXES, "make the indexes of a read model", indexing).await??;
-        }
-        Some((position, true)) if last - position < NEAR => swap(store, model, shadow, &mut conn).await?,
-        _ => {}
+    let is_near = |position: i64| last - position < NEAR;
+    if let Some((position, false)) = progress(&mut conn, store, model, shadow).await?
+        && is_near(position)
+    {
+        let indexing = add_indexes(store, model, shadow, &mut conn);
+        within(INDEXES, "make the indexes of a read model", indexing).await??;
+    }
+    if let Some((position, true)) = progress(&mut conn, store, model, shadow).await?
+        && is_near(position)
+    {
+        swap(store, model, shadow, &mut conn).await?;
     }
     let _ = conn.close().await;
     Ok(())
@@ -283,11 +291,12 @@ pub(super) async fn keep_doing(store: Annals, followers: Arc<Vec<Registered>>, a
         {
             tracing::debug!(%error, "lost comparisons could not be looked for");
         }
-        if let Err(error) = do_chores(&store, &followers).await {
+        let is_busy = do_chores(&store, &followers).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "a rebuild could not be taken further; it is tried again");
-        }
+            false
+        });
         tokio::select! {
-            () = sleep(Duration::from_millis(500)) => {}
+            () = sleep(if is_busy { SOON } else { LATER }) => {}
             () = asked.notified() => {}
         }
     }
