@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use annals::{By, DeadLetters, Position};
+use clap::{Args, Parser, Subcommand};
+
+use crate::login;
 
 /// Where the private Postgres is when nobody says where.
 pub(crate) const DATA_DIR: &str = ".data";
@@ -40,4 +43,247 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Looks after the read models: how far they are, pause and resume, rebuild, verify.
+    ///
+    /// Works beside other processes on the same data folder, which go on with what they run; alone, it runs the read models
+    /// itself for as long as it takes. What is parked of them is looked after by `dead-letters`.
+    #[command(subcommand)]
+    Projections(Projections),
+    /// Looks after parked events: those that a read model could not apply, and those that wait behind them.
+    ///
+    /// `plant-poison` makes some to try this with.
+    #[command(subcommand)]
+    DeadLetters(Letters),
+    /// Appends an event that no read model can read, and a good one behind it, to see what becomes of them.
+    ///
+    /// The stream is an order of its own. Every read model parks both events and goes on with all other orders. What is
+    /// discarded then is left out: the good event behind it takes effect, and the order is in the read models.
+    PlantPoison,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Projections {
+    /// Shows how far every read model is, what it is doing, and who runs it.
+    List {
+        /// A line of JSON a read model instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lets a read model stop where it is, until it is resumed. What it shows can be read meanwhile.
+    Pause {
+        /// The read model.
+        name: String,
+        #[command(flatten)]
+        by: Signature,
+    },
+    /// Lets a read model go on that was paused or that halted.
+    Resume {
+        /// The read model.
+        name: String,
+        #[command(flatten)]
+        by: Signature,
+    },
+    /// Builds a read model anew from the log, beside what serves, and waits until it has taken its place.
+    ///
+    /// Ctrl-C only ends the waiting: the rebuild goes on in whichever process runs the read models, or with the next one.
+    Rebuild {
+        /// The read model.
+        name: String,
+        /// Events a second at most. Without it, the rebuild steps back while the log is being written.
+        #[arg(long, value_name = "EVENTS_A_SECOND", value_parser = pace)]
+        pace: Option<f64>,
+        #[command(flatten)]
+        by: Signature,
+    },
+    /// Compares read models with what the log makes of them anew. Exit code 1 when any differs.
+    ///
+    /// Parked and discarded events are left out of the comparison, as they are of the read model.
+    Verify {
+        /// The read model; all of them without it.
+        name: Option<String>,
+        /// A line of JSON a read model instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Gives up what is being built for a read model. What serves stays.
+    Cancel {
+        /// The read model.
+        name: String,
+        #[command(flatten)]
+        by: Signature,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Letters {
+    /// Shows what is parked: failures that look alike in one row, with the age of the oldest.
+    List {
+        /// The read model; all of them without it.
+        name: Option<String>,
+        /// A line of JSON an event instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows one event with all that is known of its failure, also if it was discarded.
+    Show {
+        /// The read model.
+        name: String,
+        /// The event's position.
+        #[arg(value_parser = position)]
+        position: Position,
+        /// A line of JSON a key that it is parked for.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tries parked events again, and waits for what comes of it. Exit code 3 when something is parked still.
+    ///
+    /// Each key begins with its first parked event. Without a choice, all that is parked is tried.
+    Retry {
+        /// The read models.
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        chosen: Chosen,
+        #[command(flatten)]
+        by: Signature,
+    },
+    /// Leaves parked events out for good, and waits until what stood behind them was tried. Takes a --reason.
+    ///
+    /// They stay in the log, with the reason, and every rebuild leaves them out, too. Without a choice, all that is parked is
+    /// discarded. Exit code 3 when something behind them is parked still.
+    Discard {
+        /// The read models.
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        chosen: Chosen,
+        #[command(flatten)]
+        by: Reasoned,
+    },
+}
+
+impl Letters {
+    /// Refuses what lacks something, before anything is opened.
+    ///
+    /// # Errors
+    /// There is no reason to discard.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Discard { by, .. } if by.reason.as_deref().is_none_or(|reason| reason.trim().is_empty()) => {
+                Err("nothing was discarded: say why with --reason TEXT, which stays with the events".into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Which parked events.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub(crate) struct Chosen {
+    /// Those of this key.
+    #[arg(long)]
+    key: Option<String>,
+    /// Those whose failures look alike.
+    #[arg(long)]
+    fingerprint: Option<String>,
+    /// This event alone.
+    #[arg(long, value_name = "POSITION", value_parser = position)]
+    event: Option<Position>,
+}
+
+impl From<Chosen> for DeadLetters {
+    fn from(chosen: Chosen) -> Self {
+        match chosen {
+            Chosen { key: Some(key), .. } => Self::Key(key),
+            Chosen { fingerprint: Some(fingerprint), .. } => Self::Fingerprint(fingerprint),
+            Chosen { event: Some(position), .. } => Self::Event(position),
+            _ => Self::All,
+        }
+    }
+}
+
+/// Who does it, and why. Both are recorded.
+#[derive(Debug, Args)]
+pub(crate) struct Signature {
+    /// Why; "by hand" without it.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Who; the login name without it.
+    #[arg(long, value_name = "WHO")]
+    by: Option<String>,
+}
+
+/// Who does it, and why, which must be given.
+#[derive(Debug, Args)]
+pub(crate) struct Reasoned {
+    /// Why. It must be given, and stays with the events.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Who; the login name without it.
+    #[arg(long, value_name = "WHO")]
+    by: Option<String>,
+}
+
+impl From<Signature> for By {
+    fn from(Signature { reason, by }: Signature) -> Self {
+        Self::new(by.unwrap_or_else(login::name), reason.unwrap_or_else(|| "by hand".into()))
+    }
+}
+
+impl From<Reasoned> for By {
+    fn from(Reasoned { reason, by }: Reasoned) -> Self {
+        Signature { reason, by }.into()
+    }
+}
+
+fn position(text: &str) -> Result<Position, String> {
+    match text.replace(',', "").parse() {
+        Ok(number) if number > 0 => Ok(Position::new(number)),
+        _ => Err("a position is a whole number from 1 on".into()),
+    }
+}
+
+fn pace(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(pace) if pace > 0.0 && f64::is_finite(pace) => Ok(pace),
+        _ => Err("a pace is a number of events a second, above 0".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn what_can_be_typed_fits_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn positions_and_paces_are_positive_numbers() {
+        assert_eq!(position("1,051"), Ok(Position::new(1_051)));
+        assert!(["0", "-3", "x", ""].iter().all(|text| position(text).is_err()));
+        assert_eq!(pace("0.5"), Ok(0.5));
+        assert!(["0", "-1", "inf", "NaN", "fast"].iter().all(|text| pace(text).is_err()));
+    }
+
+    #[test]
+    fn a_reason_is_by_hand_unless_it_must_be_given() {
+        let signature = |reason: Option<&str>| Signature { reason: reason.map(Into::into), by: Some("ada".into()) };
+        let discard = |reason: &[&str]| {
+            let arguments = ["example-orders", "dead-letters", "discard", "order_search"];
+            match Cli::parse_from(arguments.iter().chain(reason)).command {
+                Some(Command::DeadLetters(letters)) => letters.check(),
+                other => panic!("{other:?}"),
+            }
+        };
+
+        assert_eq!(By::from(signature(None)), By::new("ada", "by hand"));
+        assert_eq!(By::from(signature(Some("seen"))), By::new("ada", "seen"));
+        assert_eq!(discard(&["--reason", "seen"]), Ok(()));
+        assert!(discard(&[]).is_err() && discard(&["--reason", " "]).is_err());
+    }
 }

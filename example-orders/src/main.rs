@@ -1,8 +1,21 @@
 //! An order service on Annals: run it without a command for a tour.
+//!
+//! `import` brings orders over, `report` shows what the read models say. `projections` and `dead-letters` look after the read
+//! models, also while another process runs them. To see one of them fail and be mended:
+//!
+//! ```sh
+//! cargo run -p example-orders -- plant-poison       # an event that no read model can read, and a good one behind it
+//! cargo run -p example-orders -- projections list   # both are parked, everything else goes on
+//! cargo run -p example-orders -- dead-letters list  # why, how many, since when
+//! cargo run -p example-orders -- dead-letters discard order_search --reason "not an order"
+//! cargo run -p example-orders -- projections verify # what is shown is what the log makes of it
+//! ```
 
 mod cli;
 mod figures;
 mod import;
+mod login;
+mod operate;
 mod order;
 mod read_models;
 mod report;
@@ -13,6 +26,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 mod tour;
+mod typed;
 mod watch;
 
 use std::{error::Error, path::Path, process::ExitCode};
@@ -26,7 +40,7 @@ use crate::{
     import::{Ending, Import, Source},
     report::Totals,
     say::{is_unread, note, say},
-    shop::Shop,
+    shop::{Role, Shop},
     signals::until,
 };
 
@@ -56,28 +70,50 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
     let data_dir = &cli.data_dir;
     match cli.command {
         None => {
-            in_shop(data_dir, &stop, async |shop| tour::run(shop, data_dir, &stop).await.map(|()| ExitCode::SUCCESS))
-                .await
+            let work = async |shop: &Shop| tour::run(shop, data_dir, &stop).await.map(|()| ExitCode::SUCCESS);
+            in_shop(data_dir, Role::Shop, &stop, work).await
         }
         Some(Command::Report { json }) => {
-            in_shop(data_dir, &stop, async |shop| until(&stop, report(shop, json)).await.map(|_| ExitCode::SUCCESS))
-                .await
+            let work = async |shop: &Shop| until(&stop, report(shop, json)).await.map(|_| ExitCode::SUCCESS);
+            in_shop(data_dir, Role::Shop, &stop, work).await
         }
         Some(Command::Import { file, json, rejections }) => {
             let source = Source::open(&file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
             let import = Import::open(source, rejections.as_deref())?;
-            in_shop(data_dir, &stop, async |shop| self::import(shop, import, json, &stop).await).await
+            in_shop(data_dir, Role::Shop, &stop, async |shop| self::import(shop, import, json, &stop).await).await
+        }
+        Some(Command::Projections(command)) => {
+            let work = async |shop: &Shop| operate::projections(shop, data_dir, command, &stop).await;
+            in_shop(data_dir, Role::Operator, &stop, work).await
+        }
+        Some(Command::DeadLetters(command)) => {
+            command.check()?;
+            let work = async |shop: &Shop| unless_stopped(&stop, operate::letters(shop, data_dir, command)).await;
+            in_shop(data_dir, Role::Operator, &stop, work).await
+        }
+        Some(Command::PlantPoison) => {
+            let work = async |shop: &Shop| unless_stopped(&stop, operate::plant(shop, data_dir)).await;
+            in_shop(data_dir, Role::Operator, &stop, work).await
         }
     }
+}
+
+/// Lets `work` end, or drops it when `stop` asks for an end, which is none of its failures.
+async fn unless_stopped(
+    stop: &CancellationToken,
+    work: impl Future<Output = Result<ExitCode, BoxError>>,
+) -> Result<ExitCode, BoxError> {
+    Ok(until(stop, work).await?.unwrap_or(ExitCode::SUCCESS))
 }
 
 /// Opens the shop for `work`, and closes it in good order whatever comes of it. A stop before it is open is an end, too.
 async fn in_shop(
     data_dir: &Path,
+    role: Role,
     stop: &CancellationToken,
     work: impl AsyncFnOnce(&Shop) -> Result<ExitCode, BoxError>,
 ) -> Result<ExitCode, BoxError> {
-    let Some(shop) = until(stop, Shop::open(data_dir)).await? else { return Ok(ExitCode::SUCCESS) };
+    let Some(shop) = until(stop, Shop::open(data_dir, role)).await? else { return Ok(ExitCode::SUCCESS) };
     let outcome = tokio::select! {
         outcome = work(&shop) => outcome,
         never = shop.watch() => match never {},

@@ -3,19 +3,30 @@
 use std::{convert::Infallible, path::Path};
 
 use annals::{
-    Annals, App, BoxError, Config,
+    Annals, App, BoxError, Config, Follow, StoreError,
     embedded::{self, Database},
 };
 
 use crate::{
     order::Order,
-    read_models::{CustomerSpend, DepartmentSales, OpenOrder, OrderSearch},
+    read_models::{self, CustomerSpend, DepartmentSales, OpenOrder, OrderSearch},
     watch, with_causes,
 };
+
+/// What a process does about the read models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It runs them, together with whoever else does.
+    Shop,
+    /// It runs them only if nobody else does: looking after them moves nothing.
+    Operator,
+}
 
 /// The running shop.
 pub(crate) struct Shop {
     pub(crate) app: App,
+    /// Whether this process runs read models.
+    pub(crate) runs: bool,
     database: Database,
 }
 
@@ -25,11 +36,11 @@ impl Shop {
     ///
     /// # Errors
     /// There is no server, or it cannot be used; each error says what to do.
-    pub(crate) async fn open(data_dir: &Path) -> Result<Self, BoxError> {
+    pub(crate) async fn open(data_dir: &Path, role: Role) -> Result<Self, BoxError> {
         let options = embedded::Options { data_dir: data_dir.into(), ..Default::default() };
         let database = embedded::database(options).await?;
-        match start(database.url()).await {
-            Ok(app) => Ok(Self { app, database }),
+        match start(database.url(), role).await {
+            Ok((app, runs)) => Ok(Self { app, runs, database }),
             Err(error) => {
                 let given = database.server().is_none();
                 database.close().await?;
@@ -62,22 +73,42 @@ impl Shop {
     }
 }
 
-/// Connects to the database at `url` and starts the app on it.
+/// Connects to the database at `url` and starts the app on it. Returns whether it runs read models, too.
 ///
 /// # Errors
 /// The database does not answer, or the store in it is not one that this program can use.
-pub(crate) async fn start(url: &str) -> Result<App, BoxError> {
+pub(crate) async fn start(url: &str, role: Role) -> Result<(App, bool), BoxError> {
     let mut config = Config::new(url);
     config.application_name = "example-orders".into();
-    let app = Annals::connect(config)
-        .await?
+    let store = Annals::connect(config).await?;
+    let runs = role == Role::Shop || !is_run_elsewhere(&store).await?;
+    let app = store
         .app()
         .aggregate::<Order>()
         .view::<CustomerSpend>()
         .view::<DepartmentSales>()
         .view::<OpenOrder>()
         .projector(OrderSearch)
+        .follow(if runs { Follow::All } else { Follow::Nothing })
         .start()
         .await?;
-    Ok(app)
+    Ok((app, runs))
+}
+
+/// Whether other processes that are alive run every read model, in this build's version. In doubt they do not: two may run
+/// the same ones at any time.
+async fn is_run_elsewhere(store: &Annals) -> Result<bool, StoreError> {
+    let lag = store.followers().lag().await?;
+    let is_run = |(name, version): &(&str, u32)| {
+        let mut live = lag.iter().filter(|lag| lag.purpose == "live" && lag.follower == *name).peekable();
+        live.peek().is_some() && live.all(|lag| lag.version == *version as i32 && lag.state != "unowned")
+    };
+    let mut owners = lag.iter().filter_map(|lag| lag.owner.as_ref()).peekable();
+    Ok(read_models::ALL.iter().all(is_run) && owners.peek().is_some() && owners.all(|(_, pid)| is_there(*pid)))
+}
+
+/// Whether a process is there: one that was killed counts as an owner for a few seconds more. One of another machine is not.
+fn is_there(pid: i32) -> bool {
+    let processes = Path::new("/proc");
+    !processes.join("self").exists() || processes.join(pid.to_string()).exists()
 }

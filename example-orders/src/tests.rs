@@ -13,7 +13,7 @@ use crate::{
     order::{CustomerId, Line, Order, OrderCommand, OrderId, Sku, StoreId},
     read_models::{CustomerSpend, OpenOrder, OrderSearch},
     report::Totals,
-    shop,
+    shop::{self, Role},
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -22,7 +22,7 @@ const SAMPLE: &str = include_str!("../data/orders-sample.csv");
 
 async fn open() -> (App, TestDatabase) {
     let database = database().await;
-    (shop::start(database.url()).await.unwrap(), database)
+    (shop::start(database.url(), Role::Shop).await.unwrap().0, database)
 }
 
 async fn import(app: &App, text: impl AsRef<[u8]> + Send + 'static) -> Summary {

@@ -1,6 +1,6 @@
 //! A tour: real orders become events and read models, then one order is lived through.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use annals::{App, BoxError, ExecuteError, ReadStream, Receipt, StreamId};
 use chrono::Utc;
@@ -8,7 +8,6 @@ use futures::TryStreamExt;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cli,
     figures::{count, dollars},
     import::{Ending, Import, Source},
     order::{CustomerId, Line, Order, OrderCommand, OrderError, OrderId, Sku, StoreId},
@@ -18,12 +17,10 @@ use crate::{
     shop::Shop,
     signals::until,
     tables::table,
+    typed,
 };
 
 static SAMPLE: &[u8] = include_bytes!("../data/orders-sample.csv");
-
-/// How long a read model may take to show what was just written.
-const SOON: Duration = Duration::from_secs(5);
 
 const ADA: CustomerId = CustomerId(18_151_210);
 
@@ -67,7 +64,7 @@ async fn live_through(app: &App, id: OrderId) -> Result<(), BoxError> {
     let placed = tell("place two loaves of bread", app.execute::<Order>(id, place).await)?;
 
     if let Some(receipt) = placed {
-        app.wait_for_all(receipt.position, SOON).await?;
+        report::catch_up(app, receipt.position).await?;
     }
     let open = app.get::<OpenOrder>(id).await?.map_or(0, |open| open.amount_cents);
     let spend = app.get::<CustomerSpend>(ADA).await?.unwrap_or_default();
@@ -83,7 +80,7 @@ async fn live_through(app: &App, id: OrderId) -> Result<(), BoxError> {
     let cancelled = tell("cancel", app.execute::<Order>(id, cancel).await)?;
 
     if let Some(receipt) = cancelled {
-        app.wait_for_all(receipt.position, SOON).await?;
+        report::catch_up(app, receipt.position).await?;
     }
     say("\n   Orders with \"earl grey\", by the table of the projector order_search\n")?;
     let mut found = table(["order", "customer", "placed", "status", "lines", "amount", "products"]);
@@ -131,23 +128,15 @@ async fn print_history(app: &App, id: OrderId) -> Result<(), BoxError> {
 }
 
 fn print_what_next(data_dir: &Path) -> Result<(), BoxError> {
-    let folder = match data_dir == Path::new(cli::DATA_DIR) {
-        true => String::new(),
-        false => format!("--data-dir {} ", quoted(&data_dir.display().to_string())),
-    };
     say("What to type next\n")?;
     for (arguments, what) in [
         ("report", "the read models again"),
         ("import FILE.csv.gz", "orders of your own"),
+        ("projections list", "how far each read model is"),
+        ("plant-poison", "an event that none of them can read"),
         ("--help", "everything else"),
     ] {
-        say(format_args!("   cargo run -p example-orders -- {folder}{arguments:<20}{what}"))?;
+        say(format_args!("   {}{what}", typed::command(data_dir, &format!("{arguments:<20}"))))?;
     }
     Ok(())
-}
-
-/// A word as a shell takes it.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "/._-".contains(c);
-    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }

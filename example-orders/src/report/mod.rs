@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use annals::{App, BoxError, Position, WaitError};
+use annals::{App, BoxError, Position, StoreError, WaitError};
 use serde::Serialize;
 use sqlx::{PgPool, Row, query};
 
 use crate::{
     figures::{count, dollars},
+    operate::models,
     say::say,
     tables::table,
 };
 
-/// How long the read models may stand still before the report gives up on them.
+/// How long the read models may stand still before nobody waits for them any more.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Everything that was bought, cancelled orders left out.
@@ -73,14 +74,29 @@ async fn print_best(pool: &PgPool, title: &str, header: [&str; 3], sql: &'static
     Ok(say(format_args!("{title}\n{best}\n"))?)
 }
 
-/// Waits until every read model shows `position`, as long as they move.
-async fn catch_up(app: &App, position: Position) -> Result<(), WaitError> {
-    let slowest = || app.followers().iter().map(|follower| follower.position).min();
-    let mut seen = slowest();
+/// Waits until every read model shows `position`, as long as they, or what is being built in their place, move.
+///
+/// # Errors
+/// They stand still, or Postgres cannot be asked.
+pub(crate) async fn catch_up(app: &App, position: Position) -> Result<(), BoxError> {
+    let mut seen = positions(app).await?;
     loop {
         match app.wait_for_all(position, PATIENCE).await {
-            Err(WaitError::Behind { .. }) if slowest() > seen => seen = slowest(),
-            done => return done,
+            Err(error @ WaitError::Behind { .. }) => {
+                let now = positions(app).await?;
+                if now == seen {
+                    return Err(error.into());
+                }
+                seen = now;
+            }
+            done => return Ok(done?),
         }
     }
+}
+
+/// Where every build of every read model stands.
+async fn positions(app: &App) -> Result<Vec<(i64, Position)>, StoreError> {
+    let models = models(&app.store().followers()).await?;
+    let builds = models.iter().flat_map(|model| [Some(&model.live), model.rebuild.as_ref()]).flatten();
+    Ok(builds.map(|build| (build.generation, build.position)).collect())
 }

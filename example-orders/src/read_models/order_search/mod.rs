@@ -12,10 +12,13 @@ use crate::order::OrderEvent;
 use slice::Slice;
 
 /// The table `orders`, one row an order, searchable by what was bought.
+///
+/// Version 2 has the discount of an order. A store of version 1 is rebuilt by the next start, while what it has serves.
 pub(crate) struct OrderSearch;
 
 impl Projector for OrderSearch {
     const NAME: &'static str = "order_search";
+    const VERSION: u32 = 2;
     const TABLES: &'static str = include_str!("tables.sql");
     const INDEXES: &'static str = include_str!("indexes.sql");
     type Event = OrderEvent;
@@ -33,6 +36,7 @@ impl Projector for OrderSearch {
                 .bind(new.statuses)
                 .bind(new.lines)
                 .bind(new.amounts)
+                .bind(new.discounts)
                 .bind(new.products)
                 .execute(&mut *conn)
                 .await?;
@@ -42,6 +46,7 @@ impl Projector for OrderSearch {
                 .bind(lines.ids)
                 .bind(lines.lines)
                 .bind(lines.amounts)
+                .bind(lines.discounts)
                 .bind(lines.products)
                 .execute(&mut *conn)
                 .await?;

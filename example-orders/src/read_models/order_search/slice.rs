@@ -25,6 +25,7 @@ pub(super) struct NewOrders<'a> {
     pub(super) statuses: Vec<&'static str>,
     pub(super) lines: Vec<i64>,
     pub(super) amounts: Vec<i64>,
+    pub(super) discounts: Vec<i64>,
     pub(super) products: Vec<String>,
 }
 
@@ -34,6 +35,7 @@ pub(super) struct NewLines<'a> {
     pub(super) ids: Vec<&'a str>,
     pub(super) lines: Vec<i64>,
     pub(super) amounts: Vec<i64>,
+    pub(super) discounts: Vec<i64>,
     pub(super) products: Vec<String>,
 }
 
@@ -84,6 +86,7 @@ impl<'a> NewOrders<'a> {
         self.statuses.push(status);
         self.lines.push(purchase.line_count());
         self.amounts.push(purchase.amount_cents);
+        self.discounts.push(purchase.discount_cents);
         self.products.push(products(purchase));
     }
 }
@@ -93,6 +96,7 @@ impl<'a> NewLines<'a> {
         self.ids.push(id);
         self.lines.push(purchase.line_count());
         self.amounts.push(purchase.amount_cents);
+        self.discounts.push(purchase.discount_cents);
         self.products.push(products(purchase));
     }
 }

@@ -12,7 +12,7 @@ fn purchase(products: &[&str]) -> Purchase {
         department: "GROCERY".into(),
         quantity: 1,
         amount_cents: 100,
-        discount_cents: 0,
+        discount_cents: 10,
     };
     let placed_at = "2017-01-31T12:00:00Z".parse().unwrap();
     Purchase::new(CustomerId(7), StoreId(3), placed_at, products.iter().map(line).collect()).unwrap()
@@ -39,6 +39,7 @@ fn new_orders_are_inserted() {
     assert_eq!(slice.new.statuses, ["past", "open"]);
     assert_eq!(slice.new.lines, [3, 1]);
     assert_eq!(slice.new.amounts, [300, 100]);
+    assert_eq!(slice.new.discounts, [30, 10]);
     assert_eq!(slice.new.products, ["PEAS; MILK", "PEAS"]);
     assert!(slice.lines.ids.is_empty() && slice.statuses.ids.is_empty());
 }

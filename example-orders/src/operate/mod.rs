@@ -1,0 +1,19 @@
+//! Looking after the read models: what an operator types, and what is shown.
+
+mod letter;
+mod letters;
+mod model;
+mod poison;
+mod progress;
+mod projections;
+mod rebuild;
+mod settle;
+mod verify;
+
+pub(crate) use letters::run as letters;
+pub(crate) use model::models;
+pub(crate) use poison::plant;
+pub(crate) use projections::run as projections;
+
+/// What a command answers when something is parked still that it was to get out of the way.
+const STILL_PARKED: u8 = 3;

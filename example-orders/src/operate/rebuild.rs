@@ -1,0 +1,128 @@
+//! Asks for a rebuild, and watches it until it has taken its place.
+
+use std::{
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use annals::{BoxError, By, Followers};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    model::{Build, model},
+    progress::Progress,
+};
+use crate::{
+    figures::{count, counted, span},
+    say::{note, say},
+    shop::Shop,
+    typed,
+};
+
+/// How often the rebuild is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long it may take until a process begins it.
+const BEGINNING: Duration = Duration::from_secs(60);
+
+/// A rebuild that is asked for.
+pub(crate) struct Asked {
+    pub(crate) name: String,
+    pub(crate) pace: Option<f64>,
+    pub(crate) by: By,
+}
+
+/// Asks for a rebuild, and waits until it has taken its place or `stop` asks for an end.
+///
+/// # Errors
+/// There is no such read model; the rebuild halts, or nobody begins it; Postgres cannot be asked.
+pub(crate) async fn run(
+    shop: &Shop,
+    data_dir: &Path,
+    asked: Asked,
+    stop: &CancellationToken,
+) -> Result<ExitCode, BoxError> {
+    let (followers, name) = (shop.app.store().followers(), &*asked.name);
+    let before = model(&followers, name).await?;
+    // A rebuild that is under way is given up for this one.
+    let newest =
+        before.rebuild.map_or(before.live.generation, |rebuild| rebuild.generation.max(before.live.generation));
+    followers.rebuild(name, asked.pace, &asked.by).await?;
+    say(format_args!("{name} is to be rebuilt; what there is serves meanwhile"))?;
+    let (begun, mut progress) = (Instant::now(), Progress::new(name)?);
+    let outcome = tokio::select! {
+        biased;
+        outcome = watch(&followers, name, newest, &mut progress) => outcome.map(Some),
+        () = stop.cancelled() => Ok(None),
+    };
+    progress.finish();
+    let command = |what| typed::command(data_dir, &format!("projections {what}"));
+    match outcome? {
+        Some(Ending::Serves(build)) => {
+            let (position, parked) = (count(build.position.get()), counted(build.parked, "event"));
+            let time = span(begun.elapsed().as_secs_f64());
+            say(format_args!("{name} was rebuilt in {time} and serves: position {position}, {parked} parked"))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Ending::GivenUp(why)) => Err(format!("the rebuild of {name} was given up{why}; what serves stays").into()),
+        Some(Ending::Halted(why)) => {
+            let (resume, cancel) = (format!("projections resume {name}"), format!("projections cancel {name}"));
+            Err(format!("the rebuild of {name} halted: {why}; mend that and type `{resume}`, or `{cancel}`").into())
+        }
+        None => {
+            let until = if shop.runs { "with the next process that runs the read models" } else { "where they run" };
+            note(format_args!("the rebuild of {name} was not ended: it goes on {until}"));
+            note(format_args!("   {}   shows it", command("list".into())));
+            note(format_args!("   {}   gives it up", command(format!("cancel {name}"))));
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+enum Ending {
+    /// What was built has taken its place.
+    Serves(Build),
+    /// Somebody cancelled it: who and why.
+    GivenUp(String),
+    /// It does not go on by itself.
+    Halted(String),
+}
+
+/// Watches the rebuild that is made after the generation `newest`.
+async fn watch(followers: &Followers, name: &str, newest: i64, progress: &mut Progress) -> Result<Ending, BoxError> {
+    let (begun, mut was_there) = (Instant::now(), false);
+    loop {
+        let now = model(followers, name).await?;
+        match now.rebuild.filter(|rebuild| rebuild.generation > newest) {
+            Some(rebuild) if rebuild.state == "halted" => {
+                return Ok(Ending::Halted(rebuild.reason.unwrap_or_else(|| "nobody says why".into())));
+            }
+            Some(rebuild) => {
+                was_there = true;
+                progress.show(&rebuild);
+            }
+            None if now.live.generation > newest => return Ok(Ending::Serves(now.live)),
+            None if was_there => return Ok(Ending::GivenUp(cancelled(followers, name).await?)),
+            None if begun.elapsed() > BEGINNING => {
+                let time = span(BEGINNING.as_secs_f64());
+                return Err(
+                    format!("nobody began to rebuild {name} within {time}: does a process of this build run?").into()
+                );
+            }
+            None => {}
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Who cancelled a rebuild last, and why.
+async fn cancelled(followers: &Followers, name: &str) -> Result<String, BoxError> {
+    let actions = followers.actions(Some(name), 10).await?;
+    let last = actions.into_iter().find(|action| action.action == "cancel rebuild");
+    Ok(last.map_or_else(String::new, |last| match last.reason {
+        Some(reason) => format!(" by {} ({reason})", last.actor),
+        None => format!(" by {}", last.actor),
+    }))
+}
