@@ -40,6 +40,14 @@ async fn run_app(mode: &str, folder: PathBuf) {
             let database = embedded::database(options).await.unwrap();
             say(&format!("{} {}", database.url(), database.origin()));
         }
+        // An app that follows until it is ended, one way or the other.
+        "follow" => {
+            let app = crate::follow::process(&env::var("APP_URL").unwrap(), &env::var("APP_NAME").unwrap()).await;
+            say("follows");
+            if tokio::task::spawn_blocking(read_command).await.unwrap() == "stop" {
+                app.shutdown().await;
+            }
+        }
         _ => {
             let database = testing::database().await;
             let pid = fs::read_to_string(options.data_dir.join("annals-testing/pg/postmaster.pid")).unwrap();
@@ -66,14 +74,14 @@ fn read_command() -> String {
 }
 
 /// This test binary as another process that uses the framework.
-pub(super) struct App {
-    pub(super) process: Child,
+pub(crate) struct App {
+    pub(crate) process: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
 }
 
 impl App {
-    pub(super) fn start(mode: &str, folder: &Folder, prepare: impl FnOnce(&mut Command)) -> Self {
+    pub(crate) fn start(mode: &str, folder: &Folder, prepare: impl FnOnce(&mut Command)) -> Self {
         Self::start_program(&env::current_exe().unwrap(), mode, folder, prepare)
     }
 
@@ -104,7 +112,7 @@ impl App {
     }
 
     /// The next line that the app says.
-    pub(super) fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         let mut seen = String::new();
         loop {
             let mut line = String::new();
@@ -134,7 +142,7 @@ impl App {
         self.process.wait().unwrap();
     }
 
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }

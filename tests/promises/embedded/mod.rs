@@ -1,6 +1,6 @@
 //! Postgres comes along: it starts by itself, is shared, recovers, and leaves nothing behind.
 
-mod app;
+pub(crate) mod app;
 mod binaries;
 mod killed;
 mod kit;
@@ -51,10 +51,10 @@ fn only(tools: &[&str], folder: &Folder) -> PathBuf {
 }
 
 /// A folder in the system's temp folder. A server that runs in it is stopped when it goes.
-struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let path = env::temp_dir().join(format!("annals-promise-{}", Uuid::now_v7().simple()));
         fs::create_dir(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -110,7 +110,7 @@ fn is_running(pid: u32) -> bool {
     !state.is_empty() && !state.starts_with(b"Z")
 }
 
-fn signal(name: &str, pid: &str) {
+pub(crate) fn signal(name: &str, pid: &str) {
     Command::new("sh").args(["-c", &format!("kill -s {name} -- {pid}")]).stderr(Stdio::null()).status().unwrap();
 }
 

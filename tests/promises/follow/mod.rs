@@ -4,6 +4,7 @@ mod failing;
 mod once;
 mod owners;
 mod parking;
+mod processes;
 mod projector;
 mod rebuild;
 mod setup;
@@ -24,6 +25,9 @@ async fn shop(url: &str, change: impl FnOnce(&mut Config)) -> App {
     change(&mut config);
     open_with(config).await.app().aggregate::<Order>().view::<Spend>().projector(Journal).start().await.unwrap()
 }
+
+/// An app that another process of a test runs.
+pub(crate) use self::processes::process;
 
 fn status(app: &App, name: &str) -> FollowerStatus {
     app.followers().into_iter().find(|status| status.name == name).unwrap()

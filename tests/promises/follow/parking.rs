@@ -311,6 +311,45 @@ async fn a_storm_of_failures_that_look_alike_halts_the_follower_instead_of_parki
     assert_eq!(history(&app, "storm-2999").await, Some(vec![3_000]));
 }
 
+/// Can apply nothing.
+struct Broken;
+
+impl Projector for Broken {
+    const NAME: &'static str = "broken";
+    const FAILURES: FailurePolicy = ONCE;
+    const TABLES: &'static str = "create table lines (position bigint check (position < 0))";
+    type Event = OrderEvent;
+
+    async fn apply(&self, events: &[Recorded<OrderEvent>], conn: &mut sqlx::PgConnection) -> Result<(), BoxError> {
+        let positions: Vec<i64> = events.iter().map(|event| event.position.get()).collect();
+        sqlx::query("insert into lines select * from unnest($1::bigint[])").bind(positions).execute(conn).await?;
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_projector_whose_sql_refuses_everything_halts_and_one_whose_table_is_missing_parks_nothing() {
+    let database = database().await;
+    let app = open(database.url()).await.app().aggregate::<Order>().projector(Broken).start().await.unwrap();
+    for nth in 0..250 {
+        app.execute::<Order>(nth, place("ada", 1)).await.unwrap();
+    }
+    eventually("it halts", || async { status(&app, "broken").state == FollowerState::Halted }).await;
+    let count = parked(&app, "broken").await;
+    assert!((90..150).contains(&count), "{count}");
+    let groups = app.store().followers().dead_letter_groups(Some("broken")).await.unwrap();
+    assert_eq!((groups.len(), groups[0].failed), (1, count as i64), "they look alike: {groups:?}");
+
+    sqlx::raw_sql("drop table annals_broken.lines").execute(app.store().pool()).await.unwrap();
+    app.store().followers().resume("broken", &by("look again")).await.unwrap();
+    eventually("it halts again", || async {
+        let status = status(&app, "broken");
+        status.state == FollowerState::Halted && status.last_error.is_some_and(|error| error.contains("does not exist"))
+    })
+    .await;
+    assert_eq!(parked(&app, "broken").await, count);
+}
+
 /// Never ends at one event, and in one thread.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Hanging(Vec<i64>);
