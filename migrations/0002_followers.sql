@@ -112,7 +112,8 @@ create table annals.dead_letters (
   constraint dead_letters_key primary key (follower, generation, partition, key, position),
   constraint dead_letters_state_check check (state in ('failed', 'queued', 'discarded'))
 );
-create index dead_letters_due on annals.dead_letters (next_attempt_at) where next_attempt_at is not null;
+create index dead_letters_due on annals.dead_letters (follower, generation, partition, next_attempt_at)
+  where next_attempt_at is not null;
 create index dead_letters_fingerprint on annals.dead_letters (follower, fingerprint) where state = 'failed';
 
 -- Whatever somebody did to a follower.

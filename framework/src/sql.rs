@@ -171,6 +171,7 @@ statements! {
     repartition,
     count_parked,
     explain,
+    set_definition,
     set_search_path,
     list_analyses,
     set_state,

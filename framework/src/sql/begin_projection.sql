@@ -14,8 +14,8 @@
 -- Returns (moved boolean, transaction text): whether the checkpoint moved, and in which transaction.
 with moved as (
   update annals.checkpoints
-  set position = $6, moved_at = clock_timestamp(), attempts = 0, last_error = null, failed_position = null,
-    next_attempt_at = null, pairs = pairs + ($7::bigint[])[1], applied = applied + ($7::bigint[])[2],
+  set position = $6, fence = fence + case when $5::bigint = $6::bigint then 1 else 0 end,
+    moved_at = clock_timestamp(), attempts = 0, last_error = null, failed_position = null, next_attempt_at = null, pairs = pairs + ($7::bigint[])[1], applied = applied + ($7::bigint[])[2],
     parked = parked + ($7::bigint[])[3], discarded = discarded + ($7::bigint[])[4]
   where follower = $1 and generation = $2 and partition = $3 and fence = $4 and position = $5
   returning 1

@@ -31,6 +31,27 @@ told as (
   set parked = c.parked - n.number, discarded = c.discarded + n.number, fence = c.fence + 1
   from counted n where c.follower = $1 and (c.generation, c.partition) = (n.generation, n.partition)
 ),
+-- What is being built and has not come there yet leaves it out, too.
+shadows as (
+  insert into annals.dead_letters
+    (follower, generation, partition, position, by_stream, key, state, fingerprint, error, parked_at, discarded_by,
+     discarded_at, reason)
+  select d.follower, r.generation, c.partition, d.position, d.by_stream, d.key, 'discarded', d.fingerprint, d.error,
+    d.parked_at, $5, clock_timestamp(), $6
+  from chosen o
+  join annals.dead_letters d on d.follower = $1
+    and (d.generation, d.partition, d.key, d.position) = (o.generation, o.partition, o.key, o.position)
+  join annals.generations g on g.follower = $1 and g.generation = o.generation and g.purpose = 'live'
+  join annals.generations r on r.follower = $1 and r.purpose = 'rebuild'
+  join annals.checkpoints c on c.follower = $1 and c.generation = r.generation and c.position < d.position
+    and (d.by_stream or c.partition = annals.partition_of(d.key, r.partitions))
+  on conflict do nothing
+  returning generation
+),
+fenced as (
+  update annals.checkpoints set fence = fence + 1
+  where follower = $1 and generation in (select generation from shadows)
+),
 next as (
   select distinct on (d.generation, d.partition, d.key, d.by_stream) d.generation, d.partition, d.key, d.position
   from annals.dead_letters d

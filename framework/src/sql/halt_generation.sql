@@ -3,9 +3,13 @@
 --   $1 follower    text
 --   $2 generation  bigint
 --   $3 reason      text
+--   $4 partition   integer  whose owner says so
+--   $5 owner       uuid
 with halted as (
   update annals.generations set state = 'halted', reason = $3, state_at = clock_timestamp()
-  where follower = $1 and generation = $2 and state = 'running'
+  where follower = $1 and generation = $2 and state = 'running' and exists (
+      select from annals.checkpoints c
+      where c.follower = $1 and c.generation = $2 and ($5::uuid is null or (c.partition = $4 and c.owner = $5)))
   returning follower, generation
 ),
 told as (

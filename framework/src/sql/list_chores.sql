@@ -6,10 +6,12 @@
 -- for one that was asked for, `shadow` for one that is being built, `drop` for a schema that nothing serves any more, `partitions` for
 -- one whose partitions, `partitions` of them from now on, all stand where they are to meet.
 select f.name, 'rebuild', null::bigint, null::text, null::integer, null::integer
-from annals.followers f where f.name = any ($1) and f.rebuild_requested_at is not null
+from annals.followers f where f.name = any ($1) and f.rebuild_requested_at is not null and has_database_privilege(current_database(), 'create')
 union all
 select g.follower, 'shadow', g.generation, g.schema_name, g.version, g.partitions
 from annals.generations g where g.follower = any ($1) and g.purpose = 'rebuild' and g.state = 'running'
+  and exists (
+    select from pg_namespace n where n.nspname = g.schema_name and pg_has_role(n.nspowner, 'usage'))
 union all
 select g.follower, 'partitions', g.generation, g.schema_name, g.version, g.target_partitions
 from annals.generations g

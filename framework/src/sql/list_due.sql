@@ -6,7 +6,11 @@
 --   $4 limit       bigint
 --
 -- Returns (key text, by_stream boolean, position bigint, attempts integer), the longest due first.
-select key, by_stream, position, attempts from annals.dead_letters
-where next_attempt_at <= clock_timestamp() and follower = $1 and generation = $2 and partition = $3 and state <> 'discarded'
-order by next_attempt_at
+select d.key, d.by_stream, d.position, d.attempts from annals.dead_letters d
+where d.next_attempt_at <= clock_timestamp() and d.follower = $1 and d.generation = $2 and d.partition = $3
+  and d.state <> 'discarded' and not exists (
+    select from annals.dead_letters e
+    where e.follower = $1 and e.generation = $2 and e.partition = $3 and e.key = d.key and e.by_stream = d.by_stream
+      and e.position < d.position and e.state <> 'discarded')
+order by d.next_attempt_at
 limit $4

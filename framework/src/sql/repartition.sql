@@ -13,7 +13,7 @@ with place as (
   from annals.checkpoints c
   where c.follower = $1 and c.generation = $2
   having bool_and(c.position = c.drain_to) and not exists (
-    select from annals.dead_letters d where d.follower = $1 and d.generation = $2 and d.by_stream)
+    select from annals.dead_letters d where d.follower = $1 and d.generation = $2 and d.by_stream and d.state <> 'discarded')
 ),
 generation as (
   update annals.generations set partitions = $3, target_partitions = null

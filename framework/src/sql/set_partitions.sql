@@ -6,11 +6,15 @@
 --   $3 actor       text
 --   $4 reason      text
 --
--- Returns (bigint): where they meet; no row if nothing serves, or if something is being built.
+-- Returns (bigint): where they meet; no row if nothing serves, if something is being built, or if an event without
+-- known keys is parked.
 with live as (
   update annals.generations g set target_partitions = $2
   where g.follower = $1 and g.purpose = 'live' and not exists (
     select from annals.generations r where r.follower = $1 and r.purpose = 'rebuild')
+  and not exists (
+    select from annals.dead_letters d
+    where d.follower = $1 and d.generation = g.generation and d.by_stream and d.state <> 'discarded')
   returning g.generation, g.partitions
 ),
 place as (

@@ -189,6 +189,15 @@ pub(crate) async fn connect(options: &PgConnectOptions, deadline: Duration) -> R
     within(deadline, "connect", connecting).await?.map_err(StoreError::on("connect"))
 }
 
+/// How long one statement of an operator's may take, and how long its transaction may sit idle, twice over: what it locks keeps
+/// followers waiting.
+const SHORTLY: Duration = Duration::from_secs(10);
+
+/// A connection for something short that locks what followers need: the server ends it, should this process be stopped in it.
+pub(crate) async fn connect_shortly(store: &Annals) -> Result<PgConnection, StoreError> {
+    connect(&bounded(&store.inner.options, SHORTLY), store.config().connect_deadline).await
+}
+
 /// Gives `work` until `deadline`, and drops it then.
 pub(crate) async fn within<T>(
     deadline: Duration,

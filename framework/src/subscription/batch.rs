@@ -105,6 +105,14 @@ pub(crate) struct Batch {
     pub(crate) sql: Arc<BatchSql>,
 }
 
+impl Batch {
+    /// The checkpoint once this is committed. A retry moves no position: it moves the fence, so that none commits twice.
+    pub(crate) fn committed(&self) -> Checkpoint {
+        let moved = i64::from(self.to == self.from.position);
+        Checkpoint { position: self.to, fence: self.from.fence + moved }
+    }
+}
+
 /// The statements that all followers share.
 pub(crate) struct BatchSql {
     pub(crate) level: sqlx::SqlStr,
@@ -187,10 +195,6 @@ impl Parked {
     /// What is kept at most: 16 MB.
     pub(super) const MOST: usize = 500_000;
 
-    pub(super) fn of(keys: &[String]) -> Self {
-        Self { many: keys.len() >= Self::MOST, hashes: keys.iter().map(|key| hash(key)).collect() }
-    }
-
     pub(super) fn add(&mut self, key: &str) {
         self.hashes.insert(hash(key));
         self.many |= self.hashes.len() >= Self::MOST;
@@ -222,16 +226,27 @@ impl Storm {
     /// How many events are looked at together, about.
     const WINDOW: f64 = 1_000.0;
 
-    /// The failure that most events of late share, if they are so many that it is a storm.
-    fn judge(&mut self, policy: &FailurePolicy, events: usize, letters: &[Letter]) -> Option<Told> {
+    /// The failure that most events of late share, with these, if they are so many that it is a storm.
+    fn judge(&self, policy: &FailurePolicy, events: usize, letters: &[Letter]) -> Option<Told> {
+        let events = self.events + events as f64;
+        let mut more: HashMap<&str, f64> = HashMap::new();
+        letters
+            .iter()
+            .filter_map(|letter| letter.told.as_ref())
+            .find(|told| {
+                let failures = more.entry(&told.fingerprint).or_default();
+                *failures += 1.0;
+                let failures = *failures + self.failures.get(&told.fingerprint).copied().unwrap_or_default();
+                failures >= f64::from(policy.storm_events) && failures >= policy.storm_share * events
+            })
+            .cloned()
+    }
+
+    /// Counts what was committed: what is tried again and again counts once.
+    fn count(&mut self, events: usize, letters: &[Letter]) {
         self.events += events as f64;
-        let mut worst: Option<Told> = None;
         for told in letters.iter().filter_map(|letter| letter.told.as_ref()) {
-            let failures = self.failures.entry(told.fingerprint.clone()).or_default();
-            *failures += 1.0;
-            if *failures >= f64::from(policy.storm_events) && *failures >= policy.storm_share * self.events {
-                worst = Some(told.clone());
-            }
+            *self.failures.entry(told.fingerprint.clone()).or_default() += 1.0;
         }
         if self.events > Self::WINDOW {
             let keep = Self::WINDOW / 2.0 / self.events;
@@ -239,7 +254,6 @@ impl Storm {
             self.failures.values_mut().for_each(|failures| *failures *= keep);
             self.failures.retain(|_, failures| *failures >= 0.5);
         }
-        worst
     }
 }
 
@@ -343,7 +357,7 @@ impl<'b> Letters<'b> {
         error: impl Into<FollowError>,
     ) -> Result<(), FollowError> {
         let error = error.into();
-        if self.batch.policy.on_failure == OnFailure::Halt {
+        if self.batch.policy.on_failure == OnFailure::Halt && self.batch.work == Work::Follow {
             return Err(FollowError::At { position, source: Box::new(error) });
         }
         self.blocked.insert((key.to_owned(), by_stream));
@@ -447,8 +461,12 @@ impl<'b> Letters<'b> {
             .map_err(what)
     }
 
-    /// What was parked.
+    /// What was parked, now that it is committed.
     pub(crate) fn take_rows(&mut self) -> Vec<Letter> {
+        if self.batch.work == Work::Follow {
+            let mut storm = self.batch.storm.lock().unwrap_or_else(PoisonError::into_inner);
+            storm.count(self.batch.events.len(), &self.rows);
+        }
         std::mem::take(&mut self.rows)
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     Position, StreamId, Version,
     error::StoreError,
     sql::StoreName,
-    store::{Annals, connect, within},
+    store::{Annals, connect_shortly, within},
 };
 
 /// Who does something to a follower, and why. Both are recorded with it.
@@ -237,15 +237,17 @@ impl Followers {
         let what = StoreError::on("change a follower's state");
         self.check(name).await?;
         let mut conn = self.connect().await?;
+        let mut tx = self.hold(name, &mut conn).await?;
         sqlx::query(self.store.inner.sql.set_state.clone())
             .bind(name)
             .bind(state)
             .bind(&by.actor)
             .bind(&by.reason)
             .bind(action)
-            .execute(&mut conn)
+            .execute(&mut *tx)
             .await
-            .map_err(what)?;
+            .map_err(&what)?;
+        tx.commit().await.map_err(&what)?;
         self.done(conn).await
     }
 
@@ -278,13 +280,15 @@ impl Followers {
         let what = StoreError::on("cancel a rebuild");
         self.check(name).await?;
         let mut conn = self.connect().await?;
+        let mut tx = self.hold(name, &mut conn).await?;
         let cancelled: i64 = sqlx::query_scalar(self.store.inner.sql.cancel_rebuild.clone())
             .bind(name)
             .bind(&by.actor)
             .bind(&by.reason)
-            .fetch_one(&mut conn)
+            .fetch_one(&mut *tx)
             .await
-            .map_err(what)?;
+            .map_err(&what)?;
+        tx.commit().await.map_err(&what)?;
         self.done(conn).await?;
         Ok(cancelled > 0)
     }
@@ -413,9 +417,7 @@ impl Followers {
         let what = StoreError::on(what);
         let (key, fingerprint, position) = letters.parts();
         let mut conn = self.connect().await?;
-        let mut tx = conn.begin_with(self.store.inner.sql.begin_read_committed.clone()).await.map_err(&what)?;
-        let locking = sqlx::query(self.store.inner.sql.lock_checkpoints.clone()).bind(name);
-        locking.execute(&mut *tx).await.map_err(&what)?;
+        let mut tx = self.hold(name, &mut conn).await?;
         let changed: i64 = sqlx::query_scalar(sql.clone())
             .bind(name)
             .bind(key)
@@ -446,8 +448,7 @@ impl Followers {
         }
         let mut conn = self.connect().await?;
         let sql = &self.store.inner.sql;
-        let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
-        sqlx::query(sql.lock_checkpoints.clone()).bind(name).execute(&mut *tx).await.map_err(&what)?;
+        let mut tx = self.hold(name, &mut conn).await?;
         let begun = sqlx::query(sql.set_partitions.clone())
             .bind(name)
             .bind(partitions as i32)
@@ -457,7 +458,10 @@ impl Followers {
             .await
             .map_err(&what)?;
         if begun.is_none() {
-            return Err(StoreError::Unfit(format!("{name} is being rebuilt: wait for that, or cancel it, first")));
+            return Err(StoreError::Unfit(format!(
+                "{name} is being rebuilt, or has an event parked whose keys are not known: wait, cancel the rebuild, retry or \
+                 discard the event, first"
+            )));
         }
         tx.commit().await.map_err(&what)?;
         self.done(conn).await
@@ -472,8 +476,11 @@ impl Followers {
         let schema = self.store.inner.name.read_model(new)?;
         let mut conn = self.connect().await?;
         let sql = &self.store.inner.sql;
-        let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
-        sqlx::query(sql.lock_checkpoints.clone()).bind(old).execute(&mut *tx).await.map_err(&what)?;
+        let asking = self.read("look for a follower", || sqlx::query(sql.read_follower.clone()).bind(new.to_owned()));
+        if !asking.await?.is_empty() {
+            return Err(StoreError::Unfit(format!("{new} is a follower of this store already: forget it first")));
+        }
+        let mut tx = self.hold(old, &mut conn).await?;
         let renaming = sqlx::query_scalar(sql.rename_follower.clone())
             .bind(old)
             .bind(new)
@@ -497,7 +504,8 @@ impl Followers {
         let mut conn = self.connect().await?;
         let sql = &self.store.inner.sql;
         let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
-        let locking = sqlx::query(sql.lock_follower.clone()).bind(name);
+        let schema = self.store.inner.name.read_model(name)?;
+        let locking = sqlx::query(sql.lock_follower.clone()).bind(schema.as_str());
         let number: i64 = locking.fetch_one(&mut *tx).await.map_err(&what)?.get(2);
         sqlx::query(sql.lock_checkpoints.clone()).bind(name).execute(&mut *tx).await.map_err(&what)?;
         let suffix = StoreName::stored(String::new()).shadow(number);
@@ -559,8 +567,21 @@ impl Followers {
             .await
     }
 
+    /// Begins a transaction in which no batch of `name` commits: its checkpoints come first in everyone's order of locks.
+    async fn hold<'c>(
+        &self,
+        name: &str,
+        conn: &'c mut PgConnection,
+    ) -> Result<sqlx::Transaction<'c, sqlx::Postgres>, StoreError> {
+        let what = StoreError::on("hold a follower's checkpoints");
+        let sql = &self.store.inner.sql;
+        let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
+        sqlx::query(sql.lock_checkpoints.clone()).bind(name).execute(&mut *tx).await.map_err(&what)?;
+        Ok(tx)
+    }
+
     async fn connect(&self) -> Result<PgConnection, StoreError> {
-        connect(&self.store.inner.options, self.store.config().connect_deadline).await
+        connect_shortly(&self.store).await
     }
 
     /// Tells every process that something is to be looked at.

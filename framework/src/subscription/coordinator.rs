@@ -7,10 +7,11 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
+use futures::future::join_all;
 use sqlx::{Row, postgres::PgRow};
 use tokio::{
     sync::Notify,
@@ -127,6 +128,10 @@ pub(crate) struct Coordinator {
     tail: Tail,
     sql: Arc<BatchSql>,
     running: HashMap<Key, Running>,
+    /// Since when something that this process might run has had nobody.
+    free_since: HashMap<Key, Instant>,
+    /// Handlers that never ended.
+    hung: Arc<AtomicUsize>,
     /// Rung when somebody changed what is to run, in any process.
     changed: Arc<Notify>,
     /// Rung when there may be something to rebuild.
@@ -148,12 +153,15 @@ impl Coordinator {
         let observer = tokio::spawn(observe(store.clone(), followers.clone(), stop.clone()));
         kick(stop.clone());
         let asked = Arc::new(Notify::new());
-        let chores = tokio::spawn(rebuild::keep_doing(store.clone(), followers.clone(), asked.clone()));
+        let keep = |shadows| rebuild::keep_doing(store.clone(), followers.clone(), asked.clone(), shadows);
+        let (chores, shadows) = (tokio::spawn(keep(false)), tokio::spawn(keep(true)));
         let coordinator = Self {
             asked,
             sql: Arc::new(BatchSql::new(&store.inner.sql)),
             process,
             running: HashMap::new(),
+            free_since: HashMap::new(),
+            hung: Arc::default(),
             host: host(),
             store,
             followers,
@@ -161,7 +169,7 @@ impl Coordinator {
             changed,
         };
         let task = tokio::spawn(async move {
-            let (_observer, _chores) = (AbortOnDropHandle::new(observer), AbortOnDropHandle::new(chores));
+            let _others = [observer, chores, shadows].map(AbortOnDropHandle::new);
             coordinator.run(stop).await;
             reading.cancel();
         });
@@ -173,11 +181,12 @@ impl Coordinator {
         let mut neighbours_at = Instant::now();
         loop {
             let turn = async {
+                self.turn().await?;
                 if neighbours_at <= Instant::now() {
                     neighbours_at = Instant::now() + 2 * BEAT;
                     self.bury_neighbours().await?;
                 }
-                self.turn().await
+                Ok::<_, StoreError>(())
             };
             match turn.await {
                 Ok(()) => failures = 0,
@@ -189,7 +198,7 @@ impl Coordinator {
             }
             tokio::select! {
                 () = sleep(BEAT) => {}
-                () = self.changed.notified() => self.asked.notify_one(),
+                () = self.changed.notified() => self.asked.notify_waiters(),
                 () = stop.cancelled() => break,
             }
         }
@@ -298,10 +307,9 @@ impl Coordinator {
     /// Stops what is not this process's any more, and gives up what is not to run, or is above its share.
     async fn stop_lost(&mut self, listed: &[Listed]) -> Result<(), StoreError> {
         let mut own: Vec<&Listed> = listed.iter().filter(|unit| unit.owner == Some(self.process)).collect();
-        let share = self.share(listed);
         let mut given: Vec<Key> = own.iter().filter(|unit| !self.fits(unit)).map(|unit| unit.key()).collect();
         own.retain(|unit| self.fits(unit));
-        given.extend(own.iter().skip(share).map(|unit| unit.key()));
+        given.extend(self.to_give(listed, &own));
         let lost = self.running.iter().filter(|(key, running)| {
             let is_own = listed.iter().any(|unit| unit.key() == **key && unit.owner == Some(self.process));
             let now = listed.iter().find(|unit| unit.key() == **key);
@@ -311,13 +319,15 @@ impl Coordinator {
             running.task.is_finished() || !is_own || is_moved || given.contains(key)
         });
         let lost: Vec<Key> = lost.map(|(key, _)| *key).collect();
-        for key in lost {
-            let Some(mut running) = self.running.remove(&key) else { continue };
-            running.stop.cancel();
-            if timeout(Duration::from_secs(2), &mut running.task).await.is_err() {
+        let lost: Vec<Running> = lost.iter().filter_map(|key| self.running.remove(key)).collect();
+        lost.iter().for_each(|running| running.stop.cancel());
+        // They get a moment to save their place; what is late commits nothing.
+        join_all(lost.into_iter().map(|mut running| async move {
+            if timeout(BEAT, &mut running.task).await.is_err() {
                 running.task.abort();
             }
-        }
+        }))
+        .await;
         if !given.is_empty() {
             self.release(&given).await?;
             wake_up::tell(&self.store, &wake_up::control(&self.store)).await;
@@ -333,23 +343,53 @@ impl Coordinator {
         Ok(())
     }
 
-    /// How many partitions are this process's share: it rounds up, so that every one has somebody.
-    fn share(&self, listed: &[Listed]) -> usize {
-        let fitting = listed.iter().filter(|unit| self.fits(unit));
-        fitting.map(|unit| 1.0 / unit.runners.len() as f64).sum::<f64>().ceil() as usize
+    /// How many partitions each process has.
+    fn owned(listed: &[Listed]) -> HashMap<Uuid, usize> {
+        let mut owned = HashMap::new();
+        for owner in listed.iter().filter(|unit| unit.owner_alive).filter_map(|unit| unit.owner) {
+            *owned.entry(owner).or_default() += 1;
+        }
+        owned
     }
 
-    /// Takes what is free, up to this process's share.
+    /// Which of its partitions this process gives to others that have less.
+    fn to_give(&self, listed: &[Listed], own: &[&Listed]) -> Vec<Key> {
+        let (mut owned, mut mine, mut given) = (Self::owned(listed), own.len(), vec![]);
+        for unit in own {
+            let others = unit.runners.iter().filter(|runner| **runner != self.process);
+            let poorest = others.min_by_key(|runner| owned.get(*runner).copied().unwrap_or_default());
+            let Some(poorest) = poorest else { continue };
+            let theirs = owned.entry(*poorest).or_default();
+            if *theirs + 1 < mine {
+                *theirs += 1;
+                mine -= 1;
+                given.push(unit.key());
+            }
+        }
+        given
+    }
+
+    /// Takes what is free: if no other that may run it has less, or if it has been free for long.
     async fn claim(&mut self, listed: &[Listed]) -> Result<Vec<Key>, StoreError> {
-        let share = self.share(listed);
-        let own = listed.iter().filter(|unit| unit.owner == Some(self.process) && self.fits(unit)).count();
-        let free = listed.iter().filter(|unit| !unit.owner_alive && self.fits(unit));
-        let wanted: Vec<&Listed> = free.take(share.saturating_sub(own)).collect();
+        let free: Vec<&Listed> = listed.iter().filter(|unit| !unit.owner_alive && self.fits(unit)).collect();
+        self.free_since.retain(|key, _| free.iter().any(|unit| unit.key() == *key));
+        let owned = Self::owned(listed);
+        let mut mine = owned.get(&self.process).copied().unwrap_or_default();
+        let mut wanted = vec![];
+        for unit in free {
+            let since = *self.free_since.entry(unit.key()).or_insert_with(Instant::now);
+            let of = |runner: &Uuid| owned.get(runner).copied().unwrap_or_default();
+            let is_poorest = unit.runners.iter().all(|runner| *runner == self.process || of(runner) >= mine);
+            if is_poorest || since.elapsed() > LEASE {
+                mine += 1;
+                wanted.push(unit);
+            }
+        }
         if wanted.is_empty() {
             return Ok(vec![]);
         }
         for owner in wanted.iter().filter_map(|unit| unit.owner) {
-            self.end_batches_of(owner).await?;
+            self.end_batches_of(owner).await;
         }
         let what = "take what nobody runs";
         let rows = sqlx::query(self.store.inner.sql.claim_units.clone())
@@ -366,17 +406,18 @@ impl Coordinator {
         Ok(wanted.iter().filter(is_got).map(|unit| unit.key()).collect())
     }
 
-    /// Ends the transactions that a process left open which is not alive: stopped, or cut off.
-    async fn end_batches_of(&self, owner: Uuid) -> Result<(), StoreError> {
+    /// Ends the transactions that a process left open which is not alive: stopped, or cut off. It need not succeed: they end.
+    async fn end_batches_of(&self, owner: Uuid) {
         let what = "end what a lost process left open";
-        let ending =
-            sqlx::query_scalar(self.store.inner.sql.end_batches.clone()).bind(owner).fetch_one(&self.store.inner.reads);
-        let ended: i64 =
-            within(self.store.config().read_deadline, what, ending).await?.map_err(StoreError::on(what))?;
-        if ended > 0 {
-            tracing::warn!(%owner, ended, "a process that is not heard of had open transactions; they were ended");
+        let sql = self.store.inner.sql.end_batches.clone();
+        let ending = sqlx::query_scalar::<_, i64>(sql).bind(owner).fetch_one(&self.store.inner.reads);
+        match within(self.store.config().read_deadline, what, ending).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(ended)) => {
+                tracing::warn!(%owner, ended, "a process that is not heard of had open transactions; they were ended");
+            }
+            failed => tracing::debug!(?failed, "what a lost process left open could not be ended"),
         }
-        Ok(())
     }
 
     fn run_unit(&mut self, listed: &Listed) {
@@ -402,6 +443,7 @@ impl Coordinator {
             policy: follower.model.policy,
             sql: self.sql.clone(),
             due: due.clone(),
+            hung: self.hung.clone(),
             changed: self.changed.clone(),
             stop: stop.clone(),
         };
@@ -453,7 +495,15 @@ impl Coordinator {
         let rows = within(self.store.config().read_deadline, what, listing).await?.map_err(StoreError::on(what))?;
         let gone = rows.iter().filter(|row| row.get(2) || !is_running(row.get(1)));
         let gone: Vec<Uuid> = gone.map(|row| row.get(0)).filter(|process| *process != self.process).collect();
-        if gone.is_empty() { Ok(()) } else { self.bury(&gone).await }
+        for process in &gone {
+            self.end_batches_of(*process).await;
+        }
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.bury(&gone).await?;
+        self.changed.notify_one();
+        Ok(())
     }
 
     async fn bury(&self, processes: &[Uuid]) -> Result<(), StoreError> {

@@ -109,7 +109,7 @@ fn is_connection_lost(error: &(dyn std::error::Error + 'static)) -> bool {
             let code = code.as_deref().unwrap_or_default();
             code.starts_with("08")
                 || code.starts_with("53")
-                || matches!(code, "57P01" | "57P02" | "57P03" | "40001" | "40P01")
+                || matches!(code, "57P01" | "57P02" | "57P03" | "57014" | "40001" | "40P01" | "55P03" | "25006")
         }
         Some(_) => false,
         None => error.source().is_some_and(is_connection_lost),
@@ -170,7 +170,7 @@ impl From<StoreError> for Failure {
 
 /// What failures of one cause share: numbers and what stands in quotes differ from event to event.
 fn fingerprint(text: &str) -> String {
-    let mut same = String::with_capacity(text.len());
+    let mut bare = String::with_capacity(text.len());
     let mut quote = None;
     for character in text.chars() {
         match quote {
@@ -178,10 +178,13 @@ fn fingerprint(text: &str) -> String {
             Some(_) => {}
             None if character == '"' => quote = Some('"'),
             None if character == '(' => quote = Some(')'),
-            None if character.is_ascii_digit() => {}
-            None => same.push(character),
+            None => bare.push(character),
         }
     }
+    let is_word = |character: char| character.is_alphanumeric() || matches!(character, '-' | '_');
+    let words = bare.split_inclusive(|character| !is_word(character));
+    // A word with a digit is a number, a position or an id.
+    let same: String = words.filter(|word| !word.contains(|character: char| character.is_ascii_digit())).collect();
     Sha256::digest(same).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -117,6 +117,12 @@ impl Model {
         let skips: Vec<String> = known.get(4);
         let (partitions, rebuild_version): (i32, Option<i32>) = (known.get(5), known.get(7));
         let own = self.version as i32;
+        sqlx::query(sql.set_definition.clone())
+            .bind(name)
+            .bind(&self.definition)
+            .execute(&mut *tx)
+            .await
+            .map_err(&what)?;
         if kind != self.kind {
             return Err(StoreError::Unfit(format!(
                 "{name} is a {kind} in this store, and a {} in this build: give one of them another name",
@@ -154,7 +160,7 @@ impl Model {
             self.begin_rebuild(store, (number, partitions, None), &by, &mut tx).await?;
             return tx.commit().await.map_err(&what);
         }
-        Ok(())
+        tx.commit().await.map_err(&what)
     }
 
     /// Begins to build this version beside what is live, in place of whatever else was being built.

@@ -9,17 +9,17 @@ use std::{sync::Arc, time::Duration};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, SqlSafeStr};
 use tokio::time::{Instant, sleep};
 
-use super::{control::By, coordinator::Registered, model::Model, wake_up};
+use super::{control::By, coordinator::Registered, failure::FollowError, model::Model, wake_up};
 use crate::{
     error::StoreError,
     sql::StoreName,
-    store::{Annals, connect, within},
+    store::{Annals, connect, connect_shortly, within},
 };
 
 /// How near a shadow has to be to the live model to try to take its place, in positions.
 const NEAR: i64 = 10_000;
 /// How long the live model is held while the shadow passes it.
-const HELD: Duration = Duration::from_secs(2);
+const HELD: Duration = Duration::from_millis(500);
 /// How soon it is looked again while there is something to do, and else.
 const SOON: Duration = Duration::from_millis(100);
 const LATER: Duration = Duration::from_millis(500);
@@ -33,9 +33,10 @@ pub(super) struct Shadow {
     pub(super) schema: String,
 }
 
-/// Does what there is to do beside following: begins rebuilds, finishes them, drops what nothing serves any more.
+/// Does what there is to do beside following: begins rebuilds, drops what nothing serves any more; or, for `shadows`, finishes
+/// rebuilds, which may take as long as an index takes.
 /// Returns whether there was anything.
-pub(super) async fn do_chores(store: &Annals, followers: &[Registered]) -> Result<bool, StoreError> {
+async fn do_chores(store: &Annals, followers: &[Registered], shadows: bool) -> Result<bool, StoreError> {
     let what = "look for what is to be rebuilt";
     let names: Vec<&str> = followers.iter().map(|follower| follower.model.name).collect();
     let listing = sqlx::query(store.inner.sql.list_chores.clone()).bind(names).fetch_all(&store.inner.reads);
@@ -45,16 +46,21 @@ pub(super) async fn do_chores(store: &Annals, followers: &[Registered]) -> Resul
         let model = followers.iter().find(|follower| follower.model.name == name && follower.runs);
         let model = model.map(|follower| &follower.model);
         let (generation, schema, version) = (row.get::<Option<i64>, _>(2), row.get::<Option<String>, _>(3), row.get(4));
-        match (chore, model, generation, schema) {
-            ("rebuild", Some(model), ..) => begin(store, model).await?,
+        let done = match (chore, model, generation, schema) {
+            _ if (chore == "shadow") != shadows => Ok(()),
+            ("rebuild", Some(model), ..) => begin(store, model).await,
             ("shadow", Some(model), Some(generation), Some(schema)) if Some(model.version as i32) == version => {
-                finish(store, model, &Shadow { generation, schema }).await?;
+                finish(store, model, &Shadow { generation, schema }).await
             }
             ("partitions", Some(model), Some(generation), Some(_)) => {
-                repartition(store, model, generation, row.get(5)).await?;
+                repartition(store, model, generation, row.get(5)).await
             }
-            ("drop", _, Some(generation), Some(schema)) => drop_schema(store, name, generation, &schema).await?,
-            _ => {}
+            ("drop", _, Some(generation), Some(schema)) => drop_schema(store, name, generation, &schema).await,
+            _ => Ok(()),
+        };
+        if let Err(error) = done {
+            let error = FollowError::Store(error).text();
+            tracing::warn!(follower = name, chore, %error, "what is to be done for a follower failed; it is tried again");
         }
     }
     Ok(!rows.is_empty())
@@ -64,13 +70,17 @@ pub(super) async fn do_chores(store: &Annals, followers: &[Registered]) -> Resul
 async fn begin(store: &Annals, model: &Model) -> Result<(), StoreError> {
     let what = StoreError::on("begin a rebuild");
     let sql = &store.inner.sql;
-    let mut conn = connect(&store.inner.options, store.config().connect_deadline).await?;
+    let mut conn = connect_shortly(store).await?;
     let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
     let locking = sqlx::query(sql.lock_follower.clone()).bind(model.live.as_str());
     let number: i64 = locking.fetch_one(&mut *tx).await.map_err(&what)?.get(2);
     let taking = sqlx::query(sql.take_rebuild.clone()).bind(model.name);
     let Some(asked) = taking.fetch_optional(&mut *tx).await.map_err(&what)? else { return Ok(()) };
     let known = sqlx::query(sql.read_follower.clone()).bind(model.name).fetch_one(&mut *tx).await.map_err(&what)?;
+    // A build of an older version leaves it to one that has the newer.
+    if (model.version as i32) < known.get::<i32, _>(2).max(known.get::<Option<i32>, _>(7).unwrap_or_default()) {
+        return Ok(());
+    }
     let by = By { actor: asked.get(0), reason: asked.get(1) };
     model.begin_rebuild(store, (number, known.get(5), asked.get(2)), &by, &mut tx).await?;
     tx.commit().await.map_err(&what)?;
@@ -108,7 +118,7 @@ async fn finish(store: &Annals, model: &Model, shadow: &Shadow) -> Result<(), St
     if let Some((position, true)) = progress(&mut conn, store, model, shadow).await?
         && is_near(position)
     {
-        swap(store, model, shadow, &mut conn).await?;
+        swap(store, model, shadow, &mut connect_shortly(store).await?).await?;
     }
     let _ = conn.close().await;
     Ok(())
@@ -132,7 +142,10 @@ async fn add_indexes(
     sqlx::query(store.inner.sql.set_search_path.clone()).bind(path).execute(&mut *tx).await.map_err(&what)?;
     if let Err(error) = sqlx::raw_sql(schema.verbatim(model.indexes)).execute(&mut *tx).await {
         drop(tx);
-        return halt(store, model, shadow, &model.refused(&schema, error).to_string()).await;
+        return match model.refused(&schema, error) {
+            StoreError::Unfit(text) => halt(store, model, shadow, &text).await,
+            passing => Err(passing),
+        };
     }
     sqlx::query(store.inner.sql.set_indexed.clone())
         .bind(model.name)
@@ -158,6 +171,8 @@ async fn halt(store: &Annals, model: &Model, shadow: &Shadow, reason: &str) -> R
         .bind(model.name)
         .bind(shadow.generation)
         .bind(reason)
+        .bind(0_i32)
+        .bind(None::<uuid::Uuid>)
         .execute(&store.inner.followers);
     within(store.config().read_deadline, what, halting).await?.map(drop).map_err(StoreError::on(what))
 }
@@ -167,6 +182,13 @@ async fn swap(store: &Annals, model: &Model, shadow: &Shadow, conn: &mut PgConne
     let what = StoreError::on("swap a read model");
     let sql = &store.inner.sql;
     let live = model.live.as_str();
+    // The live model is held for a moment only: as long as the shadow is not there, it is let go on.
+    let reading = sqlx::query(sql.read_positions.clone()).bind(vec![model.name]).fetch_all(&mut *conn);
+    let most = reading.await.map_err(&what)?.iter().map(|row| row.get::<i64, _>(3)).max();
+    match (progress(conn, store, model, shadow).await?, most) {
+        (Some((position, true)), Some(most)) if position >= most => {}
+        _ => return Ok(()),
+    }
     let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
     sqlx::query(sql.lock_follower.clone()).bind(live).execute(&mut *tx).await.map_err(&what)?;
     let held = sqlx::query(sql.lock_live.clone()).bind(model.name).fetch_all(&mut *tx).await.map_err(&what)?;
@@ -211,13 +233,11 @@ async fn swap(store: &Annals, model: &Model, shadow: &Shadow, conn: &mut PgConne
         .execute(&mut *tx)
         .await
         .map_err(&what)?;
-    sqlx::query(sql.set_live.clone())
-        .bind(model.name)
-        .bind(shadow.generation)
-        .bind(live)
-        .execute(&mut *tx)
-        .await
-        .map_err(&what)?;
+    let setting = sqlx::query(sql.set_live.clone()).bind(model.name).bind(shadow.generation).bind(live);
+    if setting.execute(&mut *tx).await.map_err(&what)?.rows_affected() != 1 {
+        // It was cancelled meanwhile.
+        return tx.rollback().await.map_err(&what);
+    }
     tx.commit().await.map_err(&what)?;
     tracing::info!(follower = model.name, position = most, "a rebuilt model took the live one's place");
     wake_up::tell(store, &wake_up::control(store)).await;
@@ -228,7 +248,7 @@ async fn swap(store: &Annals, model: &Model, shadow: &Shadow, conn: &mut PgConne
 async fn repartition(store: &Annals, model: &Model, generation: i64, partitions: i32) -> Result<(), StoreError> {
     let what = StoreError::on("change the number of partitions");
     let sql = &store.inner.sql;
-    let mut conn = connect(&store.inner.options, store.config().connect_deadline).await?;
+    let mut conn = connect_shortly(store).await?;
     let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
     sqlx::query(sql.lock_checkpoints.clone()).bind(model.name).execute(&mut *tx).await.map_err(&what)?;
     let replacing = sqlx::query_scalar(sql.repartition.clone()).bind(model.name).bind(generation).bind(partitions);
@@ -255,7 +275,7 @@ async fn repartition(store: &Annals, model: &Model, generation: i64, partitions:
 async fn drop_schema(store: &Annals, follower: &str, generation: i64, schema: &str) -> Result<(), StoreError> {
     let what = StoreError::on("drop an old schema");
     let sql = &store.inner.sql;
-    let mut conn = connect(&store.inner.options, store.config().connect_deadline).await?;
+    let mut conn = connect_shortly(store).await?;
     let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
     let locking = sqlx::query(sql.lock_follower.clone()).bind(schema);
     let may_create: bool = locking.fetch_one(&mut *tx).await.map_err(&what)?.get(1);
@@ -284,14 +304,20 @@ async fn drop_schema(store: &Annals, follower: &str, generation: i64, schema: &s
 }
 
 /// Does the chores, again and again: one process at a time begins or ends a rebuild, under the lock of the model.
-pub(super) async fn keep_doing(store: Annals, followers: Arc<Vec<Registered>>, asked: Arc<tokio::sync::Notify>) {
+pub(super) async fn keep_doing(
+    store: Annals,
+    followers: Arc<Vec<Registered>>,
+    asked: Arc<tokio::sync::Notify>,
+    shadows: bool,
+) {
     for turn in 0_u64.. {
-        if turn.is_multiple_of(20)
+        if !shadows
+            && turn.is_multiple_of(20)
             && let Err(error) = sqlx::query(store.inner.sql.end_verify.clone()).execute(&store.inner.reads).await
         {
             tracing::debug!(%error, "lost comparisons could not be looked for");
         }
-        let is_busy = do_chores(&store, &followers).await.unwrap_or_else(|error| {
+        let is_busy = do_chores(&store, &followers, shadows).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "a rebuild could not be taken further; it is tried again");
             false
         });

@@ -6,12 +6,15 @@
 use std::{
     collections::HashSet,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use chrono::Utc;
-use futures::FutureExt;
+use futures::{FutureExt, TryStreamExt};
 use sqlx::Row;
 use tokio::{
     sync::{Notify, Semaphore, watch},
@@ -48,8 +51,8 @@ const RETRIED: usize = 500;
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// The longest pause before a failing database is tried again.
 const LONGEST_PAUSE_OF_DATABASE: Duration = Duration::from_secs(2);
-/// Handlers that never end cannot be stopped, and each keeps a thread: with so many, the follower halts.
-const HUNG: usize = 3;
+/// How long a handler that was told to end may take for that.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// What a runner needs beside its unit.
 pub(super) struct Setting {
@@ -62,6 +65,8 @@ pub(super) struct Setting {
     pub(super) sql: Arc<BatchSql>,
     /// Rung when something parked is to be tried again.
     pub(super) due: Arc<Notify>,
+    /// How many handlers of this process never ended.
+    pub(super) hung: Arc<AtomicUsize>,
     /// Rung when the partition is lost: the coordinator is to look.
     pub(super) changed: Arc<Notify>,
     pub(super) stop: CancellationToken,
@@ -77,13 +82,14 @@ pub(super) struct Runner {
     parked: Arc<Parked>,
     discards: Arc<HashSet<(i64, String, bool)>>,
     storm: Arc<Mutex<Storm>>,
-    hung: usize,
     /// What stands up to here failed while it was held: it is given without.
     unheld: Position,
     /// How far the log was when a shadow last looked, and when that changed.
     written: (Position, Instant),
     /// When the first parked event that is to be tried again is due, as far as this runner knows.
     next_due: Option<Instant>,
+    /// Whether the last turn was one for parked events.
+    retried: bool,
 }
 
 /// A page of the log that is read while the one before it is applied.
@@ -139,10 +145,10 @@ impl Runner {
             parked: Arc::default(),
             discards: Arc::default(),
             storm: Arc::default(),
-            hung: 0,
             unheld: Position::START,
             written: (Position::START, Instant::now()),
             next_due: None,
+            retried: false,
         }
     }
 
@@ -217,6 +223,9 @@ impl Runner {
         poison: &mut Vec<Poison>,
     ) -> Result<Step, Failure> {
         let frontier = *self.frontier.borrow_and_update();
+        if self.setting.due.notified().now_or_never().is_some() {
+            self.next_due = Some(Instant::now());
+        }
         let at = match place {
             Some(at) if frontier.connected && at.epoch == frontier.epoch => at,
             _ => {
@@ -243,7 +252,9 @@ impl Runner {
             }
             (at.committed.position, at.saved_at) = (at.read, Instant::now());
         }
-        if !at.held && self.next_due.is_some_and(|due| due <= Instant::now()) {
+        // In turn with what is new: keys that wait for nothing do not wait for those that are tried again.
+        self.retried = !self.retried;
+        if !at.held && self.retried && self.next_due.is_some_and(|due| due <= Instant::now()) {
             if !self.retry_due(at).await? {
                 self.forget(place);
             }
@@ -357,15 +368,19 @@ impl Runner {
         self.parked = Arc::default();
         self.next_due = None;
         if parked > 0 {
-            let reading = sqlx::query_scalar(sql.list_parked_keys.clone())
+            let mut conn = self.setting.store.inner.followers.acquire().await.map_err(&what)?;
+            let mut keys = sqlx::query_scalar(sql.list_parked_keys.clone())
                 .bind(unit.name)
                 .bind(unit.generation)
                 .bind(unit.partition)
                 .bind(Parked::MOST as i64)
-                .fetch_all(&self.setting.store.inner.followers);
-            let keys: Vec<String> =
-                within(self.setting.store.config().read_deadline, "list parked keys", reading).await?.map_err(&what)?;
-            self.parked = Arc::new(Parked::of(&keys));
+                .fetch(&mut *conn);
+            let mut parked = Parked::default();
+            while let Some(key) = keys.try_next().await.map_err(&what)? {
+                let key: String = key;
+                parked.add(&key);
+            }
+            self.parked = Arc::new(parked);
             self.next_due = Some(Instant::now());
         }
         if unit.shadow {
@@ -385,7 +400,9 @@ impl Runner {
     }
 
     async fn wait_for_tail(&mut self) {
-        let due = self.next_due.map_or(SAVE_EVERY, |due| due.saturating_duration_since(Instant::now()).min(SAVE_EVERY));
+        // Without the log nothing is tried again.
+        let next_due = self.next_due.filter(|_| self.frontier.borrow().connected);
+        let due = next_due.map_or(SAVE_EVERY, |due| due.saturating_duration_since(Instant::now()).min(SAVE_EVERY));
         tokio::select! {
             Ok(()) = self.frontier.changed() => {}
             () = self.setting.stop.cancelled() => {}
@@ -459,6 +476,7 @@ impl Runner {
                 let failure = match self.apply(events.clone(), places, (false, false), work, poison_now).await {
                     Ok(Applied::Fenced | Applied::Held | Applied::Unheld) => return Ok(false),
                     Ok(Applied::Committed(letters)) => {
+                        place.committed.fence += 1;
                         for told in letters.iter().filter_map(|letter| letter.told.as_ref()) {
                             let (follower, error) = (unit.name, &told.text);
                             tracing::warn!(follower, key, %error, "a parked event failed again");
@@ -575,10 +593,15 @@ impl Runner {
             Err(_) => {
                 let hung = FollowError::Hung(deadline);
                 let stuck = progress.stuck_at();
-                // Only code that never waits cannot be ended.
-                self.hung += usize::from(stuck.is_some());
-                if self.hung >= HUNG {
-                    FollowError::Halt(format!("{hung}, {HUNG} times; only a restart of the process ends such handlers"))
+                working.abort();
+                // Only code that never waits cannot be ended: it keeps a thread and a connection.
+                let goes_on = timeout(GRACE, &mut working).await.is_err();
+                let kept = self.setting.hung.fetch_add(usize::from(goes_on), Ordering::Relaxed) + usize::from(goes_on);
+                let most = self.setting.store.config().follower_connections.saturating_sub(1).max(1) as usize;
+                if goes_on && kept >= most {
+                    FollowError::Halt(format!(
+                        "{hung}, and {kept} handlers of this process cannot be ended: restart the process to be rid of them"
+                    ))
                 } else if let Some((position, key)) = stuck {
                     return Err(Failure::Hung(Poison { position, by_stream: key.is_none(), key, told: hung.told() }));
                 } else {
@@ -659,6 +682,8 @@ impl Runner {
                 .bind(self.unit.name)
                 .bind(self.unit.generation)
                 .bind(reason)
+                .bind(self.unit.partition)
+                .bind(self.setting.owner)
                 .execute(&store.inner.followers);
             if let Ok(Ok(_)) = within(store.config().read_deadline, "halt a follower", halting).await {
                 break;

@@ -229,6 +229,12 @@ impl<'v> Shadow<'v> {
                 .fetch_all(reads)
                 .await
                 .map_err(&what)?;
+            if rows.len() != positions.len() {
+                return Err(StoreError::Unfit(format!(
+                    "the comparison of {} was ended: its lease lapsed, or the model was renamed or forgotten; try again",
+                    self.model.name
+                )));
+            }
             if let Some(halted) = rows.iter().find(|row| row.get::<&str, _>(4) == "halted") {
                 return Err(StoreError::Unfit(format!(
                     "the code of {} cannot apply what the live model has applied: {}",
@@ -261,6 +267,7 @@ impl<'v> Shadow<'v> {
             policy: FailurePolicy { on_failure: OnFailure::Halt, attempts: 3, ..self.model.policy },
             sql: Arc::new(BatchSql::new(&self.store.inner.sql)),
             due: Arc::default(),
+            hung: Arc::default(),
             changed: Arc::default(),
             stop,
         }

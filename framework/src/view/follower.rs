@@ -274,7 +274,7 @@ impl<V: View> ViewFollower<V> {
             held.take(batch.to, letters.counts(), documents, &self.limits);
             return self.store_held(batch, held, conn).await;
         }
-        self.restore(&events, &keys, bad, &mut documents, conn).await?;
+        self.restore(batch, &events, &keys, bad, &mut documents, conn).await?;
         self.store(batch, documents, letters, kept, conn).await
     }
 
@@ -317,6 +317,7 @@ impl<V: View> ViewFollower<V> {
     /// Makes the documents good again whose fold ended with a failure: as they were, with the events before it.
     async fn restore(
         &self,
+        batch: &Batch,
         events: &[Decoded<V::Event>],
         keys: &[Vec<Id>],
         bad: Vec<(Id, usize)>,
@@ -329,22 +330,27 @@ impl<V: View> ViewFollower<V> {
         let texts: Vec<&str> = bad.iter().map(|(key, _)| &**key).collect();
         let mut loaded: HashMap<String, Result<V, FollowError>> = self.load(&texts, conn).await?.into_iter().collect();
         for (key, end) in bad {
+            let is_its = |nth: &usize| {
+                let position = batch.events[*nth].position.get();
+                events[*nth].is_ok()
+                    && keys[*nth].binary_search(&key).is_ok()
+                    && !batch.discards.contains(&(position, (*key).to_owned(), false))
+            };
+            let before: Vec<usize> = (0..end).filter(is_its).collect();
             let mut document = match loaded.remove(&*key) {
                 Some(Ok(document)) => Some(document),
                 None => None,
+                Some(Err(error)) if !before.is_empty() => return Err(error),
                 // It was never read: it stays as it is.
                 Some(Err(_)) => {
                     documents.leave_out(&key);
                     continue;
                 }
             };
-            let mut touched = false;
-            for (event, own) in events[..end].iter().zip(keys) {
-                if let (Ok(event), true) = (event, own.binary_search(&key).is_ok()) {
-                    touched = true;
-                    if document.get_or_insert_default().apply(&key, event) == Change::Remove {
-                        document = None;
-                    }
+            let touched = !before.is_empty();
+            for event in before.into_iter().filter_map(|nth| events[nth].as_ref().ok()) {
+                if document.get_or_insert_default().apply(&key, event) == Change::Remove {
+                    document = None;
                 }
             }
             match touched {
@@ -398,7 +404,7 @@ impl<V: View> ViewFollower<V> {
         for ((key, document), text) in stored.zip(&texts) {
             kept.documents.insert(key.to_owned(), (document, text.len() as u64));
         }
-        self.keep(Kept { at: Some(Checkpoint { position: batch.to, ..batch.from }), ..kept });
+        self.keep(Kept { at: Some(batch.committed()), ..kept });
         Ok(Applied::Committed(letters.take_rows()))
     }
 
@@ -486,11 +492,16 @@ fn fold<V: View>(
         if letters.has_ended() {
             break;
         }
-        if letters.discard(position, stream, true) {
+        // What is parked for a key stands before whatever its stream is parked for: it is tried for that key alone.
+        let own = match &batch.work {
+            Work::Retry { key, by_stream: false } => Some(key.as_str()),
+            _ => None,
+        };
+        if own.is_none() && letters.discard(position, stream, true) {
             *event = Err(FollowError::Known(String::new()));
             continue;
         }
-        if letters.is_blocked(stream, true) {
+        if own.is_none() && letters.is_blocked(stream, true) {
             letters.queue(position, stream, true);
             *event = Err(FollowError::Known(String::new()));
             continue;
@@ -499,7 +510,8 @@ fn fold<V: View>(
             Ok(event) => event,
             Err(error) => {
                 let known = std::mem::replace(error, FollowError::Known(String::new()));
-                letters.fail(position, stream, true, known)?;
+                let (key, by_stream) = own.map_or((stream, true), |key| (key, false));
+                letters.fail(position, key, by_stream, known)?;
                 continue;
             }
         };

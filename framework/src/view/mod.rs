@@ -30,7 +30,8 @@ pub trait View: Default + Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Indexes on `documents` for your own queries: `create index on documents ((document->>'city'));`.
     const INDEXES: &'static str = "";
     /// How many partitions it begins with, 1 to 1,024: each has the keys of its own. They run side by side, in one
-    /// process or in several. To change their number later, see `Annals::set_partitions`.
+    /// process or in several. To change their number later, see
+    /// [`Followers::set_partitions`](crate::Followers::set_partitions).
     const PARTITIONS: u32 = 1;
     /// What becomes of an event that fails, and how often it is tried.
     const FAILURES: FailurePolicy = FailurePolicy::PARK;

@@ -187,6 +187,37 @@ async fn an_event_without_known_keys_parks_its_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_tried_again_though_a_stream_of_its_events_is_parked_too() {
+    let database = database().await;
+    let app = app(database.url()).await;
+    poison().insert("kay".into());
+    append(&app, "order-0", &[("kay", 1)]).await;
+    append(&app, "order-1", &[("kay", 2), ("?", 0), ("kay", 3)]).await;
+    let last = append(&app, "order-2", &[("kay", 4)]).await;
+    app.wait_for("history", last, LONG).await.unwrap();
+    let key = |position, state: &str| (position, "kay".to_owned(), false, state.to_owned());
+    let stream = |position, state: &str| (position, "order-1".to_owned(), true, state.to_owned());
+    let parked_at_first =
+        [key(1, "failed"), key(2, "queued"), key(5, "queued"), stream(3, "failed"), stream(4, "queued")];
+    assert_eq!(letters(&app, "history").await, parked_at_first);
+
+    poison().remove("kay");
+    app.store().followers().retry("history", &DeadLetters::All, &by("mended")).await.unwrap();
+    eventually("the key is through", || async { parked(&app, "history").await == 2 }).await;
+    // The undecodable one was tried again, too, and the partition goes on.
+    let last = append(&app, "order-3", &[("kay", 5)]).await;
+    app.wait_for("history", last, LONG).await.unwrap();
+    assert_eq!(history(&app, "kay").await, Some(vec![1, 2, 5, 6]));
+    assert_eq!(letters(&app, "history").await, [stream(3, "failed"), stream(4, "queued")]);
+    assert_eq!(assert_accounted(&app, "history").await, (6, 4, 2, 0));
+
+    app.store().followers().discard("history", &DeadLetters::Event(Position::new(3)), &by("garbage")).await.unwrap();
+    eventually("nothing is parked", || async { parked(&app, "history").await == 0 }).await;
+    assert_eq!(history(&app, "kay").await, Some(vec![1, 2, 5, 6, 4]));
+    assert_eq!(assert_accounted(&app, "history").await, (6, 5, 0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_projector_parks_the_stream_of_an_event_that_its_sql_refuses() {
     let database = database().await;
     let app = app(database.url()).await;
