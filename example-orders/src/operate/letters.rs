@@ -65,7 +65,7 @@ async fn list(followers: &Followers, data_dir: &Path, name: Option<&str>) -> Res
     if groups.is_empty() {
         return Ok(say("nothing is parked")?);
     }
-    let header = ["read model", "error", "failed", "waiting", "oldest", "next attempt", "first event", "fingerprint"];
+    let header = ["name", "error", "failed", "waiting", "oldest", "next attempt", "first event", "fingerprint"];
     let mut table = table(header);
     let now = Utc::now();
     for group in groups {

@@ -104,11 +104,6 @@ impl From<&PartitionLag> for Build {
 }
 
 impl Build {
-    /// Whether no process has it that should.
-    pub(crate) fn is_unowned(&self) -> bool {
-        self.state == "unowned"
-    }
-
     /// Whether it does not move until somebody resumes it.
     pub(crate) fn is_held(&self) -> bool {
         self.state == "paused" || self.state == "halted"

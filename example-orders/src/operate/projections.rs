@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How long a list waits for read models that begin with this very command, and how often it looks.
-const SETTLING: Duration = Duration::from_secs(5);
+const SETTLING: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Carries out what was typed.
@@ -99,7 +99,11 @@ pub(super) async fn settled(shop: &Shop, followers: &Followers) -> Result<Vec<Mo
     let begun = Instant::now();
     loop {
         let models = models(followers).await?;
-        let is_settled = |model: &Model| model.live.is_held() || !model.live.is_unowned() && model.live.behind == 0;
+        let is_settled = |Model { live, .. }: &Model| match &*live.state {
+            "unowned" => false,
+            "running" => live.behind == 0,
+            _ => true,
+        };
         if !shop.runs || models.iter().all(is_settled) || begun.elapsed() > SETTLING {
             return Ok(models);
         }
@@ -110,7 +114,7 @@ pub(super) async fn settled(shop: &Shop, followers: &Followers) -> Result<Vec<Mo
 /// A row a read model, and below it one for what is being built for it.
 fn listed(models: &[Model]) -> Table {
     let mut table = table([
-        "read model",
+        "name",
         "version",
         "state",
         "position",

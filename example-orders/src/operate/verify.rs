@@ -44,7 +44,7 @@ pub(crate) async fn run(shop: &Shop, name: Option<&str>, json: bool) -> Result<E
 }
 
 fn shown(found: &[Verified]) -> comfy_table::Table {
-    let mut table = table(["read model", "rows", "position", "compared with a clean fold of the log"]);
+    let mut table = table(["name", "rows", "position", "compared with a clean fold of the log"]);
     for verified in found {
         let (rows, position) = (count(verified.rows as i64), count(verified.position.get()));
         let outcome = if verified.equal { "equal" } else { "differs" };
