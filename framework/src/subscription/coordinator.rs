@@ -107,7 +107,8 @@ struct Running {
     stop: CancellationToken,
     due: Arc<Notify>,
     unit: Unit,
-    /// For its rate.
+    /// Where it stood when the store was looked at last, and before: for its rate.
+    position: Position,
     seen: (Instant, Position),
     rate: f64,
 }
@@ -215,8 +216,10 @@ impl Coordinator {
         for unit in listed.iter().filter(|unit| claimed.contains(&unit.key())) {
             self.run_unit(unit);
         }
-        for unit in listed.iter().filter(|unit| unit.due) {
-            if let Some(running) = self.running.get(&unit.key()) {
+        for unit in &listed {
+            let Some(running) = self.running.get_mut(&unit.key()) else { continue };
+            running.position = unit.position;
+            if unit.due {
                 running.due.notify_one();
             }
         }
@@ -225,14 +228,11 @@ impl Coordinator {
 
     async fn beat(&mut self) -> Result<(), StoreError> {
         let config = self.store.config();
-        for (key, running) in &mut self.running {
-            let shown = self.followers.get(key.0).and_then(|follower| follower.seat.get(key.1, key.2));
+        for running in self.running.values_mut() {
             let (at, position) = running.seen;
-            if let Some(shown) = shown
-                && at.elapsed() >= BEAT / 2
-            {
-                running.rate = (shown.position.get() - position.get()).max(0) as f64 / at.elapsed().as_secs_f64();
-                running.seen = (Instant::now(), shown.position);
+            if at.elapsed() >= BEAT / 2 {
+                running.rate = (running.position.get() - position.get()).max(0) as f64 / at.elapsed().as_secs_f64();
+                running.seen = (Instant::now(), running.position);
             }
         }
         let work: Vec<String> = self
@@ -448,7 +448,8 @@ impl Coordinator {
             stop: stop.clone(),
         };
         let task = tokio::spawn(Runner::new(setting, unit.clone(), &self.tail).run());
-        let running = Running { task, stop, due, unit, seen: (Instant::now(), listed.position), rate: 0.0 };
+        let position = listed.position;
+        let running = Running { task, stop, due, unit, position, seen: (Instant::now(), position), rate: 0.0 };
         self.running.insert(listed.key(), running);
     }
 

@@ -22,7 +22,7 @@ const NEAR: i64 = 10_000;
 const HELD: Duration = Duration::from_millis(500);
 /// How soon it is looked again while there is something to do, and else.
 const SOON: Duration = Duration::from_millis(100);
-const LATER: Duration = Duration::from_millis(500);
+const LATER: Duration = Duration::from_secs(1);
 /// How long indexes may take to be made: as long as it takes.
 const INDEXES: Duration = Duration::from_secs(24 * 3_600);
 
@@ -233,7 +233,7 @@ async fn swap(store: &Annals, model: &Model, shadow: &Shadow, conn: &mut PgConne
         .execute(&mut *tx)
         .await
         .map_err(&what)?;
-    let setting = sqlx::query(sql.set_live.clone()).bind(model.name).bind(shadow.generation).bind(live);
+    let setting = sqlx::query(sql.set_live.clone()).bind(model.name).bind(shadow.generation).bind(live).bind(old);
     if setting.execute(&mut *tx).await.map_err(&what)?.rows_affected() != 1 {
         // It was cancelled meanwhile.
         return tx.rollback().await.map_err(&what);

@@ -289,7 +289,9 @@ impl Runner {
         }
         let last = at.drain_to.map_or(frontier.last, |drain_to| frontier.last.min(drain_to));
         let begun = Instant::now();
-        let Found { mut events, last: to, all } = self.find(at.epoch, at.read, last, *limit).await?;
+        // No more than the pace allows in a second, stored at once.
+        let within_pace = at.pace.map_or(*limit, |pace| (*limit).min(pace.max(1.0) as usize));
+        let Found { mut events, last: to, all } = self.find(at.epoch, at.read, last, within_pace).await?;
         // The window may have grown past the frontier meanwhile: what it holds is final.
         let mut to = to.unwrap_or(at.read);
         if let Some(drain_to) = at.drain_to.filter(|drain_to| *drain_to < to) {
@@ -298,7 +300,7 @@ impl Runner {
         }
         let count = events.len();
         if !events.is_empty() {
-            let hold = self.unit.shadow && !all && poison.is_empty() && at.read >= self.unheld;
+            let hold = self.unit.shadow && !all && at.pace.is_none() && poison.is_empty() && at.read >= self.unheld;
             let places = (at.committed, at.read, to);
             match self.apply(events, places, (at.held, hold), Work::Follow, poison.clone()).await? {
                 Applied::Committed(letters) => {
