@@ -3,6 +3,9 @@
 //! Nothing is skipped: an event that fails is in the dead letters, with the later ones of its key behind it, or the
 //! follower stays before it and says so.
 
+mod report;
+mod retry;
+
 use std::{
     collections::HashSet,
     panic::AssertUnwindSafe,
@@ -13,7 +16,6 @@ use std::{
     time::Duration,
 };
 
-use chrono::Utc;
 use futures::{FutureExt, TryStreamExt};
 use sqlx::Row;
 use tokio::{
@@ -24,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
 
 use super::{
-    batch::{Applied, Batch, BatchSql, Checkpoint, Follower, Letter, Parked, Poison, Progress, Storm, Unit, Work},
+    batch::{Applied, Batch, BatchSql, Checkpoint, Follower, Parked, Poison, Progress, Storm, Unit, Work},
     failure::{Failure, FollowError, message},
     policy::{FailurePolicy, OnFailure},
     recent::{Filter, Found, Recent},
@@ -34,7 +36,7 @@ use super::{
 use crate::{
     Payload, Position, Recorded,
     error::StoreError,
-    store::{Annals, BATCH_DEADLINE, Names, ReadLog, recorded, within},
+    store::{Annals, BATCH_DEADLINE, ReadLog, within},
 };
 
 /// Events of one batch at most.
@@ -45,12 +47,8 @@ const SHADOW_BATCH: usize = 10_000;
 const STEPS_BACK: u32 = 3;
 /// The longest it steps back at once.
 const LONGEST_STEP_BACK: Duration = Duration::from_secs(2);
-/// Parked events of one key that are tried at once.
-const RETRIED: usize = 500;
 /// A checkpoint that only passes over events of others is saved this often.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
-/// The longest pause before a failing database is tried again.
-const LONGEST_PAUSE_OF_DATABASE: Duration = Duration::from_secs(2);
 /// How long a handler that was told to end may take for that.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -420,90 +418,6 @@ impl Runner {
         }
     }
 
-    /// Keeps in mind which keys are parked, and when the first of them is tried again.
-    fn remember(&mut self, letters: &[Letter]) {
-        if letters.is_empty() {
-            return;
-        }
-        let parked = Arc::make_mut(&mut self.parked);
-        letters.iter().for_each(|letter| parked.add(&letter.key));
-        if letters.iter().any(|letter| letter.told.is_some())
-            && let Some(delay) = self.setting.policy.delay(1)
-        {
-            // The delay in the database has a chance of its own.
-            let due = Instant::now() + delay;
-            self.next_due = Some(self.next_due.map_or(due, |next| next.min(due)));
-        }
-        for told in letters.iter().filter_map(|letter| letter.told.as_ref().map(|told| (letter, told))) {
-            let (letter, told) = told;
-            let (follower, position, error) = (self.unit.name, letter.position.get(), &told.text);
-            tracing::error!(follower, position, key = letter.key, %error, "an event failed and is parked");
-        }
-    }
-
-    /// Tries parked events again that are due, key by key, each in order. Returns whether the place is still good.
-    async fn retry_due(&mut self, place: &mut Place) -> Result<bool, Failure> {
-        let (sql, unit, store) =
-            (self.setting.store.inner.sql.list_due.clone(), self.unit.clone(), self.setting.store.clone());
-        let (pool, deadline) = (&store.inner.followers, store.config().read_deadline);
-        let reading =
-            sqlx::query(sql).bind(unit.name).bind(unit.generation).bind(unit.partition).bind(20_i64).fetch_all(pool);
-        let rows = within(deadline, "list what is to be tried again", reading).await?;
-        let rows = rows.map_err(StoreError::on("list what is to be tried again"))?;
-        // Whoever makes something due says so, or the next look of the process finds it.
-        self.next_due = (!rows.is_empty()).then(Instant::now);
-        for row in rows {
-            let (key, by_stream, attempts): (String, bool, i32) = (row.get(0), row.get(1), row.get(3));
-            // After a failure one by one: what comes before the event that fails must take effect.
-            let limit = if attempts > 0 { 1 } else { RETRIED };
-            let reading = sqlx::query(store.inner.sql.read_parked.clone())
-                .bind(unit.name)
-                .bind(unit.generation)
-                .bind(unit.partition)
-                .bind(&key)
-                .bind(by_stream)
-                .bind(limit as i64)
-                .fetch_all(pool);
-            let rows = within(deadline, "read parked events", reading).await?;
-            let mut names = Names::default();
-            let events = rows.and_then(|rows| rows.iter().map(|row| recorded(row, &mut names).map(Arc::new)).collect());
-            let events: Vec<_> = events.map_err(StoreError::on("read parked events"))?;
-            let (from, to) = (place.committed, place.committed.position);
-            let mut poison = vec![];
-            let mut events = events;
-            loop {
-                let work = Work::Retry { key: key.clone(), by_stream };
-                let places = (from, to, to);
-                let poison_now = std::mem::take(&mut poison);
-                let failure = match self.apply(events.clone(), places, (false, false), work, poison_now).await {
-                    Ok(Applied::Fenced | Applied::Held | Applied::Unheld) => return Ok(false),
-                    Ok(Applied::Committed(letters)) => {
-                        place.committed.fence += 1;
-                        for told in letters.iter().filter_map(|letter| letter.told.as_ref()) {
-                            let (follower, error) = (unit.name, &told.text);
-                            tracing::warn!(follower, key, %error, "a parked event failed again");
-                        }
-                        break;
-                    }
-                    Err(failure) => failure,
-                };
-                match failure {
-                    Failure::Events { count, .. } if count > 1 => events.truncate(count / 2),
-                    Failure::Events { first, at, told, .. } => {
-                        let Some(position) = at.or(first) else { break };
-                        poison = vec![Poison { position, key: None, by_stream, told }];
-                    }
-                    Failure::Hung(found) => poison = vec![found],
-                    failure => return Err(failure),
-                }
-            }
-            if self.setting.stop.is_cancelled() {
-                break;
-            }
-        }
-        Ok(true)
-    }
-
     /// Up to `limit` wanted events behind `after`, from memory, or else from the database up to `last`.
     async fn find(&mut self, epoch: u64, after: Position, last: Position, limit: usize) -> Result<Found, StoreError> {
         let ahead = self.ahead.take();
@@ -627,87 +541,6 @@ impl Runner {
             .execute(&store.inner.followers);
         let moved = within(store.config().read_deadline, "move a checkpoint", moving).await;
         matches!(moved, Ok(Ok(done)) if done.rows_affected() == 1)
-    }
-
-    /// Shows a failure of several events at once, while it is found out which of them it is.
-    fn show_searching(&self, events: usize, error: &str) {
-        tracing::warn!(follower = self.unit.name, events, %error, "a batch failed; looking for the event");
-    }
-
-    async fn wait_after(&self, failure: &Failure, attempts: u32) {
-        let pause = match failure {
-            Failure::Passing(_) => Duration::from_millis(100 << attempts.min(9)).min(LONGEST_PAUSE_OF_DATABASE),
-            _ => self.setting.policy.delay(attempts).unwrap_or_default(),
-        };
-        let (name, error, position) = (self.unit.name, failure.text(), failure.position());
-        tracing::error!(follower = name, attempts, %error, ?position, "a follower failed and waits");
-        self.show(|shown| {
-            shown.state = FollowerState::Retrying;
-            shown.attempts = attempts;
-            shown.last_error = Some(error.to_owned());
-            shown.failed_position = position;
-            shown.next_attempt_at = Some(Utc::now() + pause);
-        });
-        let pausing = sleep(pause);
-        let recording = self.record(error, position, attempts, pause);
-        tokio::select! {
-            _ = async { tokio::join!(pausing, recording) } => {}
-            () = self.setting.stop.cancelled() => {}
-        }
-    }
-
-    /// Lets the store show a failure to whoever is not in this process.
-    async fn record(&self, error: &str, position: Option<Position>, attempts: u32, pause: Duration) {
-        let store = &self.setting.store;
-        let recording = sqlx::query(store.inner.sql.record_failure.clone())
-            .bind(self.unit.name)
-            .bind(self.unit.generation)
-            .bind(self.unit.partition)
-            .bind(self.setting.owner)
-            .bind(attempts as i32)
-            .bind(error)
-            .bind(position.map(Position::get))
-            .bind(pause.as_secs_f64())
-            .execute(&store.inner.followers);
-        let recorded = within(store.config().read_deadline, "record a failure", recording).await;
-        if !matches!(recorded, Ok(Ok(_))) {
-            tracing::debug!(?recorded, "a follower's failure could not be recorded");
-        }
-    }
-
-    /// Halts the follower, in the store: somebody has to look.
-    async fn halt(&self, reason: &str) {
-        tracing::error!(follower = self.unit.name, reason, "a follower halts");
-        let store = &self.setting.store;
-        loop {
-            let halting = sqlx::query(store.inner.sql.halt_generation.clone())
-                .bind(self.unit.name)
-                .bind(self.unit.generation)
-                .bind(reason)
-                .bind(self.unit.partition)
-                .bind(self.setting.owner)
-                .execute(&store.inner.followers);
-            if let Ok(Ok(_)) = within(store.config().read_deadline, "halt a follower", halting).await {
-                break;
-            }
-            tokio::select! {
-                () = sleep(LONGEST_PAUSE_OF_DATABASE) => {}
-                () = self.setting.stop.cancelled() => return,
-            }
-        }
-        self.show(|shown| {
-            (shown.state, shown.last_error) = (FollowerState::Halted, Some(reason.to_owned()));
-        });
-    }
-
-    async fn show_recovered(&self, place: Option<&Place>) {
-        self.show(|shown| {
-            (shown.attempts, shown.last_error, shown.failed_position) = (0, None, None);
-            (shown.state, shown.next_attempt_at) = (FollowerState::Running, None);
-        });
-        if let Some(place) = place {
-            self.move_checkpoint(place.committed, place.committed.position).await;
-        }
     }
 
     fn show(&self, change: impl FnOnce(&mut Shown)) {

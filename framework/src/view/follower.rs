@@ -1,16 +1,21 @@
 //! A view at work: load the documents of the batch that are not in memory, fold, store them with the checkpoint. One round
 //! trip a batch, or two.
 
+mod fold;
+mod memory;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
 };
 
 use futures::future::BoxFuture;
-use quick_cache::{Weighter, unsync::Cache};
 use sqlx::{Connection, PgConnection, Row, SqlStr};
 
+use self::{
+    fold::{Decoded, Documents, fold},
+    memory::{Held, Kept},
+};
 use crate::{
     BoxError, Change, Id, Payload, PayloadLimits, Position, Recorded, View,
     error::StoreError,
@@ -22,6 +27,9 @@ use crate::{
 
 /// The longest key: an entry of an index of Postgres takes 2,704 bytes.
 const KEY_BYTES: usize = 2_000;
+
+/// Documents that one statement stores.
+const STORED_AT_ONCE: usize = 10_000;
 
 /// The statements of one view, for its schema.
 #[derive(Debug, Clone)]
@@ -72,9 +80,6 @@ pub(crate) fn model<V: View>(store: &Annals, contracts: &Arc<Contracts>) -> Resu
     })
 }
 
-/// What is kept of a view in memory, in bytes of its documents' JSON.
-const KEPT_BYTES: u64 = 4 << 20;
-
 /// The follower of a view.
 struct ViewFollower<V> {
     sql: ViewSql,
@@ -83,93 +88,6 @@ struct ViewFollower<V> {
     store_documents: SqlStr,
     kept: Mutex<Kept<V>>,
     held: Mutex<Option<Held<V>>>,
-}
-
-/// What a shadow has folded and not stored yet: it is stored when there is much of it, or after a while, or at the end.
-struct Held<V> {
-    /// The checkpoint that it rests on.
-    from: Checkpoint,
-    /// Up to where it is folded.
-    to: Position,
-    /// None for one that is removed.
-    documents: HashMap<String, Option<V>>,
-    counts: [i64; 4],
-    since: Instant,
-    /// Bytes of a document's JSON, about.
-    average: f64,
-}
-
-/// What is held at most, in bytes of the documents' JSON, and how long: so much is done again after a crash.
-const HELD_BYTES: f64 = 24.0 * 1024.0 * 1024.0;
-const HELD_FOR: Duration = Duration::from_secs(5);
-/// Documents that one statement stores.
-const STORED_AT_ONCE: usize = 10_000;
-
-impl<V> Held<V> {
-    fn is_full(&self) -> bool {
-        // A key, a document in memory and its place in the table, beside its JSON.
-        self.documents.len() as f64 * (self.average + 150.0) > HELD_BYTES || self.since.elapsed() > HELD_FOR
-    }
-}
-
-/// Documents that were stored lately, as they are at the checkpoint `at`: what stands there need not be loaded.
-struct Kept<V> {
-    at: Option<Checkpoint>,
-    documents: Cache<String, (V, u64), Size>,
-}
-
-#[derive(Clone)]
-struct Size;
-
-impl<V> Weighter<String, (V, u64)> for Size {
-    fn weight(&self, key: &String, (_, bytes): &(V, u64)) -> u64 {
-        bytes + key.len() as u64 + 100
-    }
-}
-
-impl<V> Kept<V> {
-    fn nothing() -> Self {
-        Self { at: None, documents: Cache::with_weighter(1_000, KEPT_BYTES, Size) }
-    }
-}
-
-impl<V: View> Held<V> {
-    fn new(from: Checkpoint) -> Self {
-        Self {
-            from,
-            to: from.position,
-            documents: HashMap::new(),
-            counts: [0; 4],
-            since: Instant::now(),
-            average: 100.0,
-        }
-    }
-
-    /// Takes in what a batch has folded.
-    fn take(&mut self, to: Position, counts: [i64; 4], documents: Documents<'_, V>, limits: &PayloadLimits) {
-        self.to = to;
-        self.counts.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
-        // The last one stands for the others of the batch.
-        if let Some((key, Ok(Some(document)))) = documents.list.last()
-            && let Ok(text) = to_json(key, document, limits)
-        {
-            self.average = self.average * 0.75 + text.len() as f64 * 0.25;
-        }
-        for (key, document) in documents.list {
-            if let Ok(document) = document {
-                self.documents.insert(key.to_owned(), document);
-            }
-        }
-    }
-}
-
-/// An event of a batch, or why it changes nothing.
-type Decoded<E> = Result<Recorded<E>, FollowError>;
-
-/// The documents of a batch, each with its place in `list`.
-struct Documents<'k, V> {
-    places: HashMap<&'k str, usize>,
-    list: Vec<(&'k str, Result<Option<V>, FollowError>)>,
 }
 
 impl<V: View> ViewFollower<V> {
@@ -460,100 +378,6 @@ impl<V: View> ViewFollower<V> {
             .await
             .map_err(|error| FollowError::Store(StoreError::on("store documents")(error)))
     }
-}
-
-impl<V> Documents<'_, V> {
-    fn put(&mut self, key: &str, document: Option<V>) {
-        if let Some(&place) = self.places.get(key) {
-            self.list[place].1 = Ok(document);
-        }
-    }
-
-    /// Lets the stored document be.
-    fn leave_out(&mut self, key: &str) {
-        if let Some(&place) = self.places.get(key) {
-            self.list[place].1 = Err(FollowError::Known(String::new()));
-        }
-    }
-}
-
-/// Folds the events into their documents, in order. Returns the keys that failed, each with the event it failed at: from
-/// there on, nothing of the key took effect.
-fn fold<V: View>(
-    batch: &Batch,
-    events: &mut [Decoded<V::Event>],
-    keys: &Arc<Vec<Vec<Id>>>,
-    documents: &mut Documents<'_, V>,
-    letters: &mut Letters<'_>,
-) -> Result<Vec<(Id, usize)>, FollowError> {
-    let mut bad: Vec<(Id, usize)> = vec![];
-    for (nth, (raw, event)) in batch.events.iter().zip(events).enumerate() {
-        let (position, stream) = (raw.position, raw.stream.as_str());
-        if letters.has_ended() {
-            break;
-        }
-        // What is parked for a key stands before whatever its stream is parked for: it is tried for that key alone.
-        let own = match &batch.work {
-            Work::Retry { key, by_stream: false } => Some(key.as_str()),
-            _ => None,
-        };
-        if own.is_none() && letters.discard(position, stream, true) {
-            *event = Err(FollowError::Known(String::new()));
-            continue;
-        }
-        if own.is_none() && letters.is_blocked(stream, true) {
-            letters.queue(position, stream, true);
-            *event = Err(FollowError::Known(String::new()));
-            continue;
-        }
-        let event = match event {
-            Ok(event) => event,
-            Err(error) => {
-                let known = std::mem::replace(error, FollowError::Known(String::new()));
-                let (key, by_stream) = own.map_or((stream, true), |key| (key, false));
-                letters.fail(position, key, by_stream, known)?;
-                continue;
-            }
-        };
-        for (nth_key, key) in keys[nth].iter().enumerate() {
-            match &batch.work {
-                Work::Retry { key: own, by_stream: false } if **own != **key => continue,
-                _ => {}
-            }
-            if letters.discard(position, key, false) {
-                continue;
-            }
-            if letters.is_blocked(key, false) {
-                letters.queue(position, key, false);
-                continue;
-            }
-            let Some(&place) = documents.places.get(&**key) else { continue };
-            batch.progress.pair(nth, nth_key, position);
-            let failure = match (letters.poison(position, key, false), &mut documents.list[place].1) {
-                (Some(poison), _) => Some(FollowError::Known(poison.told.text.clone())),
-                (None, Err(error)) => Some(std::mem::replace(error, FollowError::Known(String::new()))),
-                (None, Ok(document)) => match guarded(|| document.get_or_insert_default().apply(key, event)) {
-                    Ok(Change::Keep) => None,
-                    Ok(Change::Remove) => {
-                        *document = None;
-                        None
-                    }
-                    Err(error) => Some(error),
-                },
-            };
-            match failure {
-                None => letters.applied(1),
-                Some(error) => {
-                    letters.fail(position, key, false, error)?;
-                    bad.push((key.clone(), nth));
-                }
-            }
-        }
-        if batch.work != Work::Follow && !letters.has_ended() {
-            letters.retried(position);
-        }
-    }
-    Ok(bad)
 }
 
 impl<V: View> Follower for ViewFollower<V> {

@@ -1,0 +1,105 @@
+//! Parked events of a partition: what is remembered of them, and how they are tried again, each key in order.
+
+use std::sync::Arc;
+
+use sqlx::Row;
+use tokio::time::Instant;
+
+use super::{Place, Runner};
+use crate::{
+    error::StoreError,
+    store::{Names, recorded, within},
+    subscription::{
+        batch::{Applied, Letter, Poison, Work},
+        failure::Failure,
+    },
+};
+
+/// Parked events of one key that are tried at once.
+const RETRIED: usize = 500;
+
+impl Runner {
+    /// Keeps in mind which keys are parked, and when the first of them is tried again.
+    pub(super) fn remember(&mut self, letters: &[Letter]) {
+        if letters.is_empty() {
+            return;
+        }
+        let parked = Arc::make_mut(&mut self.parked);
+        letters.iter().for_each(|letter| parked.add(&letter.key));
+        if letters.iter().any(|letter| letter.told.is_some())
+            && let Some(delay) = self.setting.policy.delay(1)
+        {
+            // The delay in the database has a chance of its own.
+            let due = Instant::now() + delay;
+            self.next_due = Some(self.next_due.map_or(due, |next| next.min(due)));
+        }
+        for told in letters.iter().filter_map(|letter| letter.told.as_ref().map(|told| (letter, told))) {
+            let (letter, told) = told;
+            let (follower, position, error) = (self.unit.name, letter.position.get(), &told.text);
+            tracing::error!(follower, position, key = letter.key, %error, "an event failed and is parked");
+        }
+    }
+
+    /// Tries parked events again that are due, key by key, each in order. Returns whether the place is still good.
+    pub(super) async fn retry_due(&mut self, place: &mut Place) -> Result<bool, Failure> {
+        let (sql, unit, store) =
+            (self.setting.store.inner.sql.list_due.clone(), self.unit.clone(), self.setting.store.clone());
+        let (pool, deadline) = (&store.inner.followers, store.config().read_deadline);
+        let reading =
+            sqlx::query(sql).bind(unit.name).bind(unit.generation).bind(unit.partition).bind(20_i64).fetch_all(pool);
+        let rows = within(deadline, "list what is to be tried again", reading).await?;
+        let rows = rows.map_err(StoreError::on("list what is to be tried again"))?;
+        // Whoever makes something due says so, or the next look of the process finds it.
+        self.next_due = (!rows.is_empty()).then(Instant::now);
+        for row in rows {
+            let (key, by_stream, attempts): (String, bool, i32) = (row.get(0), row.get(1), row.get(3));
+            // After a failure one by one: what comes before the event that fails must take effect.
+            let limit = if attempts > 0 { 1 } else { RETRIED };
+            let reading = sqlx::query(store.inner.sql.read_parked.clone())
+                .bind(unit.name)
+                .bind(unit.generation)
+                .bind(unit.partition)
+                .bind(&key)
+                .bind(by_stream)
+                .bind(limit as i64)
+                .fetch_all(pool);
+            let rows = within(deadline, "read parked events", reading).await?;
+            let mut names = Names::default();
+            let events = rows.and_then(|rows| rows.iter().map(|row| recorded(row, &mut names).map(Arc::new)).collect());
+            let events: Vec<_> = events.map_err(StoreError::on("read parked events"))?;
+            let (from, to) = (place.committed, place.committed.position);
+            let mut poison = vec![];
+            let mut events = events;
+            loop {
+                let work = Work::Retry { key: key.clone(), by_stream };
+                let places = (from, to, to);
+                let poison_now = std::mem::take(&mut poison);
+                let failure = match self.apply(events.clone(), places, (false, false), work, poison_now).await {
+                    Ok(Applied::Fenced | Applied::Held | Applied::Unheld) => return Ok(false),
+                    Ok(Applied::Committed(letters)) => {
+                        place.committed.fence += 1;
+                        for told in letters.iter().filter_map(|letter| letter.told.as_ref()) {
+                            let (follower, error) = (unit.name, &told.text);
+                            tracing::warn!(follower, key, %error, "a parked event failed again");
+                        }
+                        break;
+                    }
+                    Err(failure) => failure,
+                };
+                match failure {
+                    Failure::Events { count, .. } if count > 1 => events.truncate(count / 2),
+                    Failure::Events { first, at, told, .. } => {
+                        let Some(position) = at.or(first) else { break };
+                        poison = vec![Poison { position, key: None, by_stream, told }];
+                    }
+                    Failure::Hung(found) => poison = vec![found],
+                    failure => return Err(failure),
+                }
+            }
+            if self.setting.stop.is_cancelled() {
+                break;
+            }
+        }
+        Ok(true)
+    }
+}
