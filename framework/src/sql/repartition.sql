@@ -5,14 +5,16 @@
 --   $2 generation  bigint
 --   $3 partitions  integer
 --
--- Returns (bigint): where they stand; no row if they do not stand together, or if an event without known keys is parked.
+-- Returns (bigint): where they stand; no row if they do not stand together, if so many are not
+-- asked for any more, or if an event without known keys is parked.
 with place as (
   select min(c.position) as position, max(c.fence) as fence, max(c.version) as version, max(c.counted_after) as counted_after,
     sum(c.pairs)::bigint as pairs, sum(c.applied)::bigint as applied, sum(c.parked)::bigint as parked,
     sum(c.discarded)::bigint as discarded
   from annals.checkpoints c
   where c.follower = $1 and c.generation = $2
-  having bool_and(c.position = c.drain_to) and not exists (
+  having bool_and(c.position = c.drain_to) and exists (
+    select from annals.generations g where g.follower = $1 and g.generation = $2 and g.target_partitions = $3) and not exists (
     select from annals.dead_letters d where d.follower = $1 and d.generation = $2 and d.by_stream and d.state <> 'discarded')
 ),
 generation as (

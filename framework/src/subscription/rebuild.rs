@@ -256,7 +256,8 @@ async fn repartition(store: &Annals, model: &Model, generation: i64, partitions:
     let Some(position) = position else {
         tracing::warn!(
             follower = model.name,
-            "its partitions cannot be changed while an event without known keys is parked: retry or discard it"
+            "its partitions were not changed: another process did it, or an event without known keys is parked, to be retried or \
+             discarded first"
         );
         return Ok(());
     };
