@@ -8,7 +8,8 @@ use crate::{InvalidInput, PayloadLimits};
 ///
 /// Connections to Postgres, at most: `append_lanes + held_lanes + read_connections + follower_connections +
 /// user_connections + 3` (the tail, the wake-up, and a short-lived one that looks up a lost answer or sets up a read model),
-/// 24 by default, and each of them only when it is needed.
+/// 24 by default, and each of them only when it is needed. A rebuild that ends, a comparison (`App::verify`) and an operator's
+/// action (`Annals::followers`) take one to three more for as long as they last.
 ///
 /// ```
 /// use annals::Config;

@@ -40,9 +40,7 @@ async fn processes_share_the_followers_evenly_and_give_them_up_when_they_stop() 
         assert_eq!(app.followers().iter().map(|status| status.here).sum::<usize>(), 1);
     }
     one.shutdown().await;
-    let begun = std::time::Instant::now();
     eventually("two has both", || async { distinct_owners(&two).await == [Some("two".into())].into() }).await;
-    assert!(begun.elapsed() < LONG / 2);
     let placed = two.execute::<Order>(2, place("ada", 1)).await.unwrap();
     two.wait_for_all(placed.position, LONG).await.unwrap();
 
