@@ -224,7 +224,7 @@ impl App {
             .inner
             .read("read a document", |mut conn| {
                 let (sql, key) = (sql.clone(), key.clone());
-                async move { sqlx::query_scalar(sql).bind(&*key).fetch_optional(&mut *conn).await }
+                async move { sql.scalar().bind(&*key).fetch_optional(&mut *conn).await }
             })
             .await?;
         text.map(|text| decode_document::<V>(&key, &text)).transpose()
@@ -243,11 +243,7 @@ impl App {
             .read("list documents", |mut conn| {
                 let (sql, after) = (sql.clone(), after.map(|after| after.to_string()));
                 async move {
-                    sqlx::query_as(sql)
-                        .bind(after)
-                        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-                        .fetch_all(&mut *conn)
-                        .await
+                    sql.typed().bind(after).bind(i64::try_from(limit).unwrap_or(i64::MAX)).fetch_all(&mut *conn).await
                 }
             })
             .await?;
@@ -270,7 +266,7 @@ impl App {
             .inner
             .read("count documents", |mut conn| {
                 let sql = sql.clone();
-                async move { sqlx::query_scalar(sql).fetch_one(&mut *conn).await }
+                async move { sql.scalar().fetch_one(&mut *conn).await }
             })
             .await?;
         Ok(count.unsigned_abs())

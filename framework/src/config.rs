@@ -50,8 +50,13 @@ pub struct Config {
     /// that is longer than that by itself waits alone.
     /// Default: 256 MiB.
     pub append_queue_bytes: usize,
-    /// What stands between this process and Postgres.
+    /// What stands between this process and Postgres at `url`.
+    /// Default: nothing.
     pub pooler: Pooler,
+    /// With [`Pooler::Transaction`], the same database without it, or through one in session mode: for migrations, wake-ups,
+    /// SQL of your own, and the few connections of operators and rebuilds. Never printed.
+    /// Default: none.
+    pub direct_url: Option<String>,
     /// What may be appended.
     pub limits: Limits,
     /// How long an append may take, queue and conflicts of lanes included; what has been sent by then is given another second
@@ -102,8 +107,28 @@ pub enum Pooler {
     None,
     /// A pooler that keeps one server connection for each of the client's, as PgBouncer does with `pool_mode = session`.
     Session,
-    /// A pooler that may change the server connection with every transaction. Not supported yet: `connect` refuses it. An
-    /// undeclared one would answer one client with another's rows.
+    /// A pooler that may change the server connection with every transaction, as PgBouncer does with
+    /// `pool_mode = transaction`. Then everything runs inside transactions, with statements that have no names, which takes
+    /// a few more round trips each; [`Config::direct_url`] is needed beside it. An undeclared one is refused by `connect`:
+    /// it would answer one client with another's rows.
+    ///
+    /// [`Annals::pool`](crate::Annals::pool) goes to `direct_url`, unless you bring a pool of your own through the pooler: there,
+    /// put a transaction around your SQL, and `.persistent(false)` on each statement. What a projector does runs in a transaction
+    /// already, and the names that it leaves behind are taken away.
+    ///
+    /// ```no_run
+    /// # async fn connect() -> Result<(), annals::StoreError> {
+    /// use annals::{Annals, Config, Pooler};
+    ///
+    /// let config = Config {
+    ///     pooler: Pooler::Transaction,
+    ///     direct_url: Some("postgres://shop:secret@db:5432/shop".into()),
+    ///     ..Config::new("postgres://shop:secret@pgbouncer:6432/shop")
+    /// };
+    /// let store = Annals::connect(config).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     Transaction,
 }
 
@@ -139,6 +164,7 @@ impl Config {
             append_queue: 10_000,
             append_queue_bytes: 256 << 20,
             pooler: Pooler::None,
+            direct_url: None,
             limits: Limits::default(),
             append_deadline: Duration::from_secs(20),
             command_deadline: Duration::from_secs(30),

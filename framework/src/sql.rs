@@ -1,12 +1,61 @@
 //! The SQL of the framework: one statement a file, instantiated once a store.
 
-use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
+use sqlx::{
+    AssertSqlSafe, Postgres, SqlSafeStr, SqlStr,
+    postgres::{PgArguments, PgRow},
+    query::{Query, QueryAs, QueryScalar},
+};
 
 use crate::error::InvalidInput;
 
+/// A statement of the framework, and how it is sent.
+#[derive(Debug, Clone)]
+pub(crate) struct Statement {
+    text: SqlStr,
+    /// Whether the server keeps it by a name, for the connection's next use of it. Behind a pooler in transaction mode the
+    /// next use is on another connection, where the name is somebody else's.
+    named: bool,
+}
+
+impl Statement {
+    /// `text` as the store of this name sends it.
+    pub(crate) fn of(store: &StoreName, text: String) -> Self {
+        Self { text: AssertSqlSafe(text).into_sql_str(), named: store.named }
+    }
+
+    /// For the simple protocol.
+    pub(crate) fn text(&self) -> SqlStr {
+        self.text.clone()
+    }
+
+    pub(crate) fn query<'q>(&self) -> Query<'q, Postgres, PgArguments> {
+        sqlx::query(self.text()).persistent(self.named)
+    }
+
+    /// For the first column.
+    pub(crate) fn scalar<'q, T>(&self) -> QueryScalar<'q, Postgres, T, PgArguments>
+    where
+        (T,): for<'r> sqlx::FromRow<'r, PgRow>,
+    {
+        sqlx::query_scalar(self.text()).persistent(self.named)
+    }
+
+    /// For rows as tuples.
+    pub(crate) fn typed<'q, T>(&self) -> QueryAs<'q, Postgres, T, PgArguments>
+    where
+        T: for<'r> sqlx::FromRow<'r, PgRow>,
+    {
+        sqlx::query_as(self.text()).persistent(self.named)
+    }
+}
+
 /// The validated name of a store's schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct StoreName(String);
+pub(crate) struct StoreName {
+    name: String,
+    /// Whether its statements may have names ([`Statement`]).
+    named: bool,
+}
 
 impl StoreName {
     pub(crate) fn new(name: &str) -> Result<Self, InvalidInput> {
@@ -14,7 +63,7 @@ impl StoreName {
         let starts_well = name.starts_with(|c: char| c.is_ascii_lowercase()) && !name.starts_with("pg_");
         let taken = matches!(name, "public" | "information_schema" | "plpgsql");
         if starts_well && !taken && name.len() <= 30 && name.chars().all(letters) {
-            return Ok(Self(name.into()));
+            return Ok(Self::stored(name.into()));
         }
         Err(InvalidInput::Other(format!(
             "store name {name:?} is refused: it takes 1 to 30 of a-z, 0-9 and _, begins with a letter, not with pg_, \
@@ -23,16 +72,21 @@ impl StoreName {
     }
 
     pub(crate) fn as_str(&self) -> &str {
-        &self.0
+        &self.name
+    }
+
+    /// The same, with statements that the server does not keep by a name.
+    pub(crate) fn unnamed(self) -> Self {
+        Self { named: false, ..self }
     }
 
     /// The schema of the read model `model`: `<store>_<model>`.
     pub(crate) fn read_model(&self, model: &str) -> Result<Self, InvalidInput> {
         let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-        let name = format!("{}_{model}", self.0);
+        let name = format!("{}_{model}", self.name);
         // A shadow of the schema carries version and generation behind its name.
         if model.starts_with(|c: char| c.is_ascii_lowercase()) && model.chars().all(letters) && name.len() <= 50 {
-            return Ok(Self(name));
+            return Ok(Self { name, named: self.named });
         }
         Err(InvalidInput::Other(format!(
             "read model name {model:?} is refused: it takes a-z, 0-9 and _, begins with a letter, and its schema {name:?} \
@@ -48,37 +102,37 @@ impl StoreName {
             number /= 36;
         }
         let digits: String = digits.into_iter().rev().collect();
-        Self(format!("{}_{digits}", self.0))
+        Self { name: format!("{}_{digits}", self.name), named: self.named }
     }
 
     /// The name of a schema as the store has it.
     pub(crate) fn stored(name: String) -> Self {
-        Self(name)
+        Self { name, named: true }
     }
 
     /// `text` with this read model's schema for `read_model.`, and `store`'s for `annals.`.
-    pub(crate) fn instantiate_model(&self, store: &Self, text: &str) -> SqlStr {
-        let text = text.replace("read_model.", &format!("\"{}\".", self.0));
-        let text = text.replace("'read_model'", &format!("'\"{}\"'", self.0));
-        store.instantiate(&text.replace("schema read_model", &format!("schema \"{}\"", self.0)))
+    pub(crate) fn instantiate_model(&self, store: &Self, text: &str) -> Statement {
+        let text = text.replace("read_model.", &format!("\"{}\".", self.name));
+        let text = text.replace("'read_model'", &format!("'\"{}\"'", self.name));
+        store.instantiate(&text.replace("schema read_model", &format!("schema \"{}\"", self.name)))
     }
 
     /// A user's own statements, as they are.
-    pub(crate) fn verbatim(&self, text: &'static str) -> SqlStr {
-        text.into_sql_str()
+    pub(crate) fn verbatim(&self, text: &'static str) -> Statement {
+        Statement::of(self, text.to_owned())
     }
 
     /// `text` with this store's schema for `annals.`. The one place where SQL is put together.
-    pub(crate) fn instantiate(&self, text: &str) -> SqlStr {
+    pub(crate) fn instantiate(&self, text: &str) -> Statement {
         // In strings the bare name stands: these are names of sequences, tables and settings.
         let parts: Vec<String> = text
             .split("'annals.")
             .map(|part| {
-                let part = part.replace("annals.", &format!("\"{}\".", self.0));
-                part.replace("schema if not exists annals", &format!("schema if not exists \"{}\"", self.0))
+                let part = part.replace("annals.", &format!("\"{}\".", self.name));
+                part.replace("schema if not exists annals", &format!("schema if not exists \"{}\"", self.name))
             })
             .collect();
-        AssertSqlSafe(parts.join(&format!("'{}.", self.0))).into_sql_str()
+        Statement::of(self, parts.join(&format!("'{}.", self.name)))
     }
 }
 
@@ -87,7 +141,7 @@ macro_rules! statements {
         /// Every statement of the framework, for one store.
         #[derive(Debug)]
         pub(crate) struct Sql {
-            $(pub(crate) $name: SqlStr,)*
+            $(pub(crate) $name: Statement,)*
         }
 
         impl Sql {
@@ -96,7 +150,7 @@ macro_rules! statements {
             }
 
             /// Each statement with its name, so that a test can prepare them all.
-            pub(crate) fn all(&self) -> Vec<(&'static str, SqlStr)> {
+            pub(crate) fn all(&self) -> Vec<(&'static str, Statement)> {
                 vec![$((stringify!($name), self.$name.clone()),)*]
             }
         }
@@ -194,11 +248,12 @@ statements! {
     check_snapshot,
     save_snapshot,
     check_connection,
+    identify,
+    forget_statements,
     prepare_append_in,
     savepoint_append_in,
     release_append_in,
     rollback_append_in,
-    prepare_lane,
     set_lock_deadline,
     end_backend,
     check_positions,

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use annals::{Annals, App, Config, ExecuteError, Options, testing::database};
+use annals::{Annals, App, ExecuteError, Options, testing::database};
 use futures::future::join_all;
 
 use crate::shop::{Journal, Order, OrderCommand, OrderError, Spend};
 
 pub(crate) async fn start(url: &str) -> App {
-    let store = Annals::connect(Config::new(url)).await.unwrap();
+    let store = Annals::connect(crate::kit::config(url)).await.unwrap();
     store.app().aggregate::<Order>().view::<Spend>().projector(Journal).start().await.unwrap()
 }
 

@@ -16,7 +16,7 @@ use crate::{app::LONG, queue::lock_events};
 pub(crate) const ANY: ExpectedVersion = ExpectedVersion::Any;
 
 pub(crate) async fn open(url: &str) -> Annals {
-    Annals::connect(Config::new(url)).await.unwrap()
+    Annals::connect(crate::kit::config(url)).await.unwrap()
 }
 
 pub(crate) fn stream(name: impl Into<String>) -> StreamId {
@@ -145,7 +145,7 @@ async fn many_appends_share_few_commits() {
         until("every connection is closed, its counts with it", async || ask(&admin, &connected).await == 0).await;
         let before = ask(&admin, &commits).await;
 
-        let config = Config { lock_deadline: LONG, ..Config::new(database.url()) };
+        let config = Config { lock_deadline: LONG, ..crate::kit::config(database.url()) };
         let store = Annals::connect(config).await.unwrap();
         let append = async |nth| store.append(&stream(format!("{name}-{nth}")), at(0), events(1)).await.unwrap();
         let mut holder = PgConnection::connect(database.url()).await.unwrap();
@@ -180,7 +180,7 @@ async fn many_appends_share_few_commits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_append_that_is_refused_fails_alone_in_its_batch() {
     let database = database().await;
-    let config = Config { append_lanes: 1, ..Config::new(database.url()) };
+    let config = Config { append_lanes: 1, ..crate::kit::config(database.url()) };
     let store = Annals::connect(config).await.unwrap();
 
     let results = join_all((0..60).map(|nth| {

@@ -160,7 +160,7 @@ async fn two_transactions_that_wait_for_each_other_end_in_an_error_for_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_idles_after_an_append_is_ended() {
     let database = database().await;
-    let config = Config { transaction_deadline: Duration::from_millis(200), ..Config::new(database.url()) };
+    let config = Config { transaction_deadline: Duration::from_millis(200), ..crate::kit::config(database.url()) };
     let store = Annals::connect(config).await.unwrap();
     let mut conn = PgConnection::connect(database.url()).await.unwrap();
     let mut transaction = conn.begin().await.unwrap();

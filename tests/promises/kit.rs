@@ -36,9 +36,12 @@ pub(crate) fn eventually<F: Future<Output = bool>>(
     }
 }
 
+/// The settings of a store at `url`: with `ANNALS_POOLER=transaction`, through a pooler.
+pub(crate) use crate::pooler::config;
+
 /// A store as another process would open it.
 pub(crate) async fn open(url: &str) -> Annals {
-    open_with(Config::new(url)).await
+    open_with(config(url)).await
 }
 
 pub(crate) async fn open_with(config: Config) -> Annals {

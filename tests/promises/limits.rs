@@ -147,7 +147,7 @@ async fn size_depth_and_number_have_limits_that_can_be_set() {
 
     store.append(&stream("note-1"), at(0), vec![long(), NewEvent::new("Noted", nested(100))]).await.unwrap();
     let limits = Limits { payload: PayloadLimits { bytes: 10, depth: 1 }, events: 1, ..Limits::default() };
-    let strict = Annals::connect(Config { limits, ..Config::new(database.url()) }).await.unwrap();
+    let strict = Annals::connect(Config { limits, ..crate::kit::config(database.url()) }).await.unwrap();
     assert!(matches!(refusal(&strict, "[[1]]").await, InvalidInput::Field { .. }));
     assert!(matches!(refusal(&strict, &text(11)).await, InvalidInput::PayloadTooLarge { limit: 10, .. }));
     assert!(strict.append(&stream("note-1"), ANY, events(2)).await.is_err());

@@ -14,6 +14,7 @@ mod marker;
 mod migrate;
 mod model;
 mod outcome;
+mod pooler;
 mod protection;
 mod proxy;
 mod queue;

@@ -1,8 +1,7 @@
 //! P2, P3: whatever is appended and read in whatever order, the store is the plain list that one would expect.
 
 use annals::{
-    Annals, Append, Config, ExpectedVersion, Metadata, NewEvent, ReadLog, ReadStream, StoreError, Version,
-    testing::database,
+    Annals, Append, ExpectedVersion, Metadata, NewEvent, ReadLog, ReadStream, StoreError, Version, testing::database,
 };
 use futures::TryStreamExt;
 use proptest::{
@@ -226,7 +225,7 @@ impl Run<'_> {
 fn the_store_is_the_list_that_one_would_expect() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let database = runtime.block_on(database());
-    let store = runtime.block_on(Annals::connect(Config::new(database.url()))).unwrap();
+    let store = runtime.block_on(Annals::connect(crate::kit::config(database.url()))).unwrap();
     let runs = std::cell::Cell::new(0);
     let mut runner = TestRunner::new(Cases { cases: 40, failure_persistence: None, ..Cases::default() });
 

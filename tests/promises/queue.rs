@@ -58,7 +58,7 @@ async fn an_open_transaction_that_holds_a_stream_holds_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_append_that_waits_for_a_held_stream_too_long_is_certainly_not_written() {
     let database = database().await;
-    let config = Config { append_deadline: Duration::from_secs(3), ..Config::new(database.url()) };
+    let config = Config { append_deadline: Duration::from_secs(3), ..crate::kit::config(database.url()) };
     let store = Annals::connect(config).await.unwrap();
     let mut holder = PgConnection::connect(database.url()).await.unwrap();
     let mut transaction = holder.begin().await.unwrap();
@@ -84,7 +84,7 @@ async fn streams_that_are_held_for_long_do_not_keep_out_one_that_is_soon_free() 
         held_lanes: 1,
         append_deadline: LONG * 4,
         transaction_deadline: LONG * 4,
-        ..Config::new(database.url())
+        ..crate::kit::config(database.url())
     };
     let store = Annals::connect(config).await.unwrap();
     let mut long = PgConnection::connect(database.url()).await.unwrap();
@@ -129,7 +129,7 @@ async fn many_held_streams_keep_a_lane_no_longer_than_a_few() {
         lock_deadline: Duration::from_secs(2),
         append_deadline: LONG * 4,
         transaction_deadline: LONG * 4,
-        ..Config::new(database.url())
+        ..crate::kit::config(database.url())
     };
     let store = Annals::connect(config).await.unwrap();
     let mut holder = PgConnection::connect(database.url()).await.unwrap();
@@ -163,7 +163,7 @@ async fn appends_keep_their_order_except_behind_a_stream_that_another_transactio
     // Held from the beginning; and held when the others already wait behind it.
     let (soon, later) = (Duration::from_millis(50), Duration::from_secs(2));
     for (nth, lock_deadline, is_overtaken) in [(0, LONG, false), (1, soon, true), (2, later, true)] {
-        let store = Annals::connect(Config { lock_deadline, ..Config::new(database.url()) }).await.unwrap();
+        let store = Annals::connect(Config { lock_deadline, ..crate::kit::config(database.url()) }).await.unwrap();
         let (a, b) = (format!("a{nth}-1"), format!("b{nth}-1"));
         let mut holder = PgConnection::connect(database.url()).await.unwrap();
         let mut transaction = holder.begin().await.unwrap();
@@ -232,7 +232,7 @@ async fn appends_to_a_stream_are_written_in_the_order_of_their_arrival_alone_or_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_refuses_what_comes_next() {
     let database = database().await;
-    let store = Annals::connect(Config { append_queue: 4, ..Config::new(database.url()) }).await.unwrap();
+    let store = Annals::connect(Config { append_queue: 4, ..crate::kit::config(database.url()) }).await.unwrap();
     let mut holder = PgConnection::connect(database.url()).await.unwrap();
     lock_events(&mut holder).await;
 
@@ -258,7 +258,7 @@ async fn a_full_queue_refuses_what_comes_next() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_is_full_of_long_payloads_refuses_more_of_them_and_takes_short_ones() {
     let database = database().await;
-    let config = Config { append_queue_bytes: 3_500_000, ..Config::new(database.url()) };
+    let config = Config { append_queue_bytes: 3_500_000, ..crate::kit::config(database.url()) };
     let store = Annals::connect(config).await.unwrap();
     let mut holder = PgConnection::connect(database.url()).await.unwrap();
     lock_events(&mut holder).await;

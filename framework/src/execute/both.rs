@@ -182,7 +182,7 @@ async fn standing_at(store: &Annals, stream: &StreamId, version: i64, position: 
         .read("look up a command", |mut conn| {
             let (sql, stream) = (store.inner.sql.read_standing.clone(), stream.clone());
             async move {
-                let query = sqlx::query_as(sql).bind(stream.as_str()).bind(version).bind(position);
+                let query = sql.typed().bind(stream.as_str()).bind(version).bind(position);
                 query.fetch_optional(&mut *conn).await
             }
         })

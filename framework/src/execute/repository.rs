@@ -321,13 +321,16 @@ impl<A: Aggregate> Repository<A> {
         };
         let (store, stream, version) = (self.store.clone(), stream.clone(), state.version);
         tokio::spawn(async move {
-            let saving = sqlx::query(store.inner.sql.save_snapshot.clone())
+            let saving = store
+                .inner
+                .sql
+                .save_snapshot
+                .query()
                 .bind(stream.as_str())
                 .bind(version.get())
                 .bind(A::SNAPSHOT_VERSION as i32)
-                .bind(json)
-                .execute(&store.inner.reads);
-            if let Err(error) = saving.await {
+                .bind(json);
+            if let Err(error) = store.inner.reads.execute("save a snapshot", saving).await {
                 tracing::warn!(%stream, %error, "a snapshot could not be saved");
             }
             drop(place);
@@ -381,7 +384,11 @@ async fn find_repeated_in(
     record: &Option<CommandRecord>,
 ) -> Result<Option<Receipt>, StoreError> {
     let Some(CommandRecord { command_id, body }) = record else { return Ok(None) };
-    let row = sqlx::query(store.inner.sql.find_command.clone())
+    let row = store
+        .inner
+        .sql
+        .find_command
+        .query()
         .bind(command_id)
         .fetch_optional(conn)
         .await

@@ -63,7 +63,11 @@ impl<A: Aggregate> State<A> {
         'page: loop {
             let mut count = 0;
             // One row at a time: a page of large payloads never sits in memory.
-            let mut rows = sqlx::query(store.inner.sql.load_aggregate.clone())
+            let mut rows = store
+                .inner
+                .sql
+                .load_aggregate
+                .query()
                 .bind(stream.as_str())
                 .bind(snapshots)
                 .bind(self.version.get())

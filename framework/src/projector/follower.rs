@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use sqlx::{Connection, PgConnection, Row, SqlStr};
+use sqlx::{PgConnection, Row};
 
 use crate::{
     InvalidInput, Projector, Recorded,
     error::StoreError,
     event::contract::Contracts,
+    sql::Statement,
     store::Annals,
     subscription::{Applied, Batch, FollowError, Follower, Letters, Model, Unit, Work, guarded},
 };
@@ -41,10 +42,12 @@ pub(crate) fn model<P: Projector>(
 /// The follower of a projector.
 struct ProjectorFollower<P> {
     projector: Arc<P>,
-    begin: SqlStr,
-    end: SqlStr,
+    begin: Statement,
+    end: Statement,
     search_path: String,
     contracts: Arc<Contracts>,
+    /// Whether there is a pooler in transaction mode.
+    pooled: bool,
 }
 
 impl<P: Projector> ProjectorFollower<P> {
@@ -52,7 +55,8 @@ impl<P: Projector> ProjectorFollower<P> {
         let begin = unit.schema.instantiate_model(&store.inner.name, include_str!("../sql/begin_projection.sql"));
         // `pg_temp` is searched first unless it is named: a temporary table would take the writes.
         let search_path = format!("\"{}\", pg_temp", unit.schema.as_str());
-        Self { projector, begin, end: store.inner.sql.check_projection.clone(), search_path, contracts }
+        let pooled = store.inner.is_pooled();
+        Self { projector, begin, end: store.inner.sql.check_projection.clone(), search_path, contracts, pooled }
     }
 
     /// Splits the batch into what is to be applied and what is parked. A projector's keys are the streams.
@@ -107,8 +111,10 @@ impl<P: Projector> ProjectorFollower<P> {
         let mut letters = Letters::new(batch);
         let events = self.sort(batch, &mut letters, conn).await?;
         letters.judge()?;
-        let mut tx = conn.begin_with(batch.sql.level.clone()).await.map_err(what)?;
-        let row = sqlx::query(self.begin.clone())
+        let mut tx = batch.sql.transaction(conn).await.map_err(what)?;
+        let row = self
+            .begin
+            .query()
             .bind(batch.unit.name)
             .bind(batch.unit.generation)
             .bind(batch.unit.partition)
@@ -128,10 +134,13 @@ impl<P: Projector> ProjectorFollower<P> {
         }
         letters.store(&mut tx).await?;
         if !events.is_empty() {
+            if self.pooled {
+                batch.sql.forget_statements(&mut tx).await.map_err(what)?;
+            }
             self.projector.apply(&events, &mut tx).await.map_err(FollowError::Handler)?;
         }
         // Postgres answers COMMIT of a broken transaction with a rollback, and calls that a success.
-        let same = sqlx::query_scalar(self.end.clone()).bind(transaction).fetch_one(&mut *tx).await;
+        let same = self.end.scalar().bind(transaction).fetch_one(&mut *tx).await;
         match same {
             Ok(true) => {}
             Ok(false) => return Err(broken("it ended the transaction that it was given")),
@@ -139,6 +148,9 @@ impl<P: Projector> ProjectorFollower<P> {
                 return Err(broken("a statement of it failed, and it did not return the error"));
             }
             Err(error) => return Err(what(error)),
+        }
+        if self.pooled && !events.is_empty() {
+            batch.sql.forget_statements(&mut tx).await.map_err(what)?;
         }
         tx.commit().await.map_err(what)?;
         Ok(Applied::Committed(letters.take_rows()))

@@ -1,20 +1,24 @@
--- Settles everything that an appender's connection needs, whatever the role or the database says.
+-- Settles everything that an append needs of its session, whatever the role or the database says. Not a statement as it
+-- stands: what begins with $ is filled in, for the simple protocol (framework/src/store/lane.rs).
 --
---   $1 lock_deadline       text  milliseconds
---   $2 statement_deadline  text  milliseconds
+--   $lock, $statement  milliseconds
+--   $local             boolean       whether this ends with the transaction, which has begun then
 --
--- Returns (pid integer, started timestamptz): which backend this is. The planner's settings keep the append's plan to
--- index probes and hashes, which is right at any size of the tables.
-select pg_backend_pid() as pid,
-  (select a.backend_start from pg_stat_activity a where a.pid = pg_backend_pid()) as started,
-  set_config('lock_timeout', $1, false),
-  set_config('statement_timeout', $2, false),
-  set_config('default_transaction_isolation', 'read committed', false),
-  set_config('default_transaction_read_only', 'off', false),
+-- Returns (pid integer, started timestamptz, transaction timestamptz): which backend this is, and since when it is in the
+-- transaction. The planner's settings keep the append's plan to index probes and hashes, which is right at any size of the
+-- tables.
+select pid, a.backend_start as started, case when $local then a.xact_start end as transaction,
+  set_config('lock_timeout', '$lock', $local),
+  set_config('statement_timeout', '$statement', $local),
+  set_config('idle_in_transaction_session_timeout',
+    case when $local then '$statement' else current_setting('idle_in_transaction_session_timeout') end, $local),
+  set_config('default_transaction_isolation', 'read committed', $local),
+  set_config('default_transaction_read_only', 'off', $local),
   set_config('synchronous_commit',
     case when current_setting('synchronous_commit') in ('off', 'local') then 'on'
-         else current_setting('synchronous_commit') end, false),
-  set_config('plan_cache_mode', 'force_generic_plan', false),
-  set_config('enable_nestloop', 'off', false),
-  set_config('enable_mergejoin', 'off', false),
-  set_config('jit', 'off', false)
+         else current_setting('synchronous_commit') end, $local),
+  set_config('plan_cache_mode', 'force_generic_plan', $local),
+  set_config('enable_nestloop', 'off', $local),
+  set_config('enable_mergejoin', 'off', $local),
+  set_config('jit', 'off', $local)
+from (select pg_backend_pid() as pid) own left join pg_stat_activity a using (pid)

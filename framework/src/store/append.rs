@@ -231,7 +231,7 @@ impl Annals {
     /// Refuses a transaction that may see the past: what is decided in it may be wrong.
     pub(crate) async fn check_snapshot(&self, conn: &mut PgConnection) -> Result<(), StoreError> {
         let what = "check the caller's transaction";
-        let asking = sqlx::query_scalar(self.inner.sql.check_snapshot.clone()).fetch_one(conn);
+        let asking = self.inner.sql.check_snapshot.scalar().fetch_one(conn);
         let isolation: Result<String, _> = within(self.inner.config.read_deadline, what, asking).await?;
         check_isolation(&isolation.map_err(StoreError::on(what))?)
     }
@@ -259,7 +259,7 @@ impl Annals {
         work: &Work,
     ) -> Result<Option<Appended>, StoreError> {
         let sql = &self.inner.sql;
-        let savepoint = sqlx::raw_sql(sql.savepoint_append_in.clone()).execute(&mut *conn).await;
+        let savepoint = sqlx::raw_sql(sql.savepoint_append_in.text()).execute(&mut *conn).await;
         savepoint.map_err(|error| match error.as_database_error().and_then(|error| error.code()).as_deref() {
             Some("25P01") => {
                 InvalidInput::Other("append_in needs a transaction: call it between BEGIN and COMMIT".into()).into()
@@ -280,13 +280,17 @@ impl Annals {
         };
         let written = matches!(result, Ok(Some(Appended::Written(_))));
         let end = if written { &sql.release_append_in } else { &sql.rollback_append_in };
-        sqlx::raw_sql(end.clone()).execute(conn).await.map_err(StoreError::on(APPEND_IN))?;
+        sqlx::raw_sql(end.text()).execute(conn).await.map_err(StoreError::on(APPEND_IN))?;
         result
     }
 
     /// Settles what an append needs of the caller's transaction, or says why it does not fit.
     async fn prepare_append_in(&self, conn: &mut PgConnection) -> Result<(), StoreError> {
-        let isolation: String = sqlx::query(self.inner.sql.prepare_append_in.clone())
+        let isolation: String = self
+            .inner
+            .sql
+            .prepare_append_in
+            .query()
             .bind(self.inner.config.transaction_deadline.as_millis().to_string())
             .fetch_one(conn)
             .await

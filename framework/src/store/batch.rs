@@ -42,7 +42,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    fn of(error: sqlx::Error) -> Self {
+    pub(crate) fn of(error: sqlx::Error) -> Self {
         let Some(refusal) = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
         else {
             return Self::Lost(error);
@@ -134,7 +134,8 @@ impl<'w> Batch<'w> {
                 append.events.iter().enumerate().map(move |(nth, event)| (entry as i32 + 1, nth as i32 + 1, event))
             })
         };
-        sqlx::query_as(sql.append_events.clone())
+        sql.append_events
+            .typed()
             .bind(column(|_, append, _| Some(append.stream.as_str())))
             .bind(appends.iter().map(|(_, append)| expected(append)).collect::<Vec<i64>>())
             .bind(self.entries.iter().map(|&(work, _)| work as i32).collect::<Vec<i32>>())
@@ -198,7 +199,9 @@ impl<'w> Batch<'w> {
 /// A caller alone pays for no batch: for its sets and joins. None if the stream's version is not as expected.
 async fn send_one(work: &Work, append: &Append, conn: &mut PgConnection, sql: &Sql) -> Result<Option<Answer>, Fault> {
     let (metadata, events) = (&work.metadata, &append.events);
-    let rows: Vec<(i64, i64)> = sqlx::query_as(sql.append_one.clone())
+    let rows: Vec<(i64, i64)> = sql
+        .append_one
+        .typed()
         .bind(append.stream.as_str())
         .bind(expected(append))
         .bind(metadata.correlation_id)
@@ -226,7 +229,8 @@ async fn send_each(
     let ids = |of: fn(&Metadata) -> Option<Uuid>| each.iter().map(|(work, ..)| of(&work.metadata)).collect::<Vec<_>>();
     let texts =
         |of: fn(&Metadata) -> Option<&str>| each.iter().map(|(work, ..)| of(&work.metadata)).collect::<Vec<_>>();
-    sqlx::query_as(sql.append_each.clone())
+    sql.append_each
+        .typed()
         .bind(each.iter().map(|(_, append, _)| append.stream.as_str()).collect::<Vec<_>>())
         .bind(each.iter().map(|(_, append, _)| expected(append)).collect::<Vec<_>>())
         .bind(ids(|metadata| metadata.correlation_id))

@@ -52,14 +52,14 @@ impl Annals {
             .inner
             .read("look for missing protection", |mut conn| {
                 let sql = sql.clone();
-                async move { sqlx::query(sql).fetch_all(&mut *conn).await }
+                async move { sql.query().fetch_all(&mut *conn).await }
             })
             .await?;
         let faults: Vec<String> = self
             .inner
             .read("check the sequence of positions", |mut conn| {
                 let positions = positions.clone();
-                async move { sqlx::query_scalar(positions).fetch_all(&mut *conn).await }
+                async move { positions.scalar().fetch_all(&mut *conn).await }
             })
             .await?;
         let mut findings: Vec<Finding> = faults
@@ -95,8 +95,8 @@ impl Annals {
         // A connection of its own, which ends with this call: the pool never gets one that still waits for a lock.
         let mut conn = connect(&self.inner.options, config.connect_deadline).await?;
         let creating = async {
-            sqlx::raw_sql(self.inner.sql.create_roles.clone()).execute(&mut conn).await?;
-            sqlx::query(self.inner.sql.read_roles.clone()).fetch_one(&mut conn).await
+            sqlx::raw_sql(self.inner.sql.create_roles.text()).execute(&mut conn).await?;
+            self.inner.sql.read_roles.query().fetch_one(&mut conn).await
         };
         let row = within(config.read_deadline, what, creating).await?.map_err(StoreError::on(what))?;
         let _ = within(config.read_deadline, what, conn.close()).await;

@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr, postgres::PgRow};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
@@ -14,9 +14,10 @@ use crate::{
     store::{
         Inner,
         appender::{Request, SENT, WAITING},
-        batch::{Batch, Fault},
-        connect,
+        batch::{Answer, Batch, Fault},
+        connect_pooled,
         outcome::{Settled, settle},
+        session::begin_with,
         within,
     },
 };
@@ -33,7 +34,25 @@ const MARGIN: Duration = Duration::from_millis(250);
 pub(crate) struct Backend {
     pub(crate) pid: i32,
     pub(crate) started: DateTime<Utc>,
+    /// Behind a pooler in transaction mode, the transaction that it runs: the next one is somebody else's.
+    pub(crate) transaction: Option<DateTime<Utc>>,
 }
+
+impl Backend {
+    fn of(row: &PgRow) -> Result<Self, StoreError> {
+        let started: Option<DateTime<Utc>> = row.try_get(1).map_err(StoreError::on(PREPARE))?;
+        let Some(started) = started else {
+            return Err(StoreError::Unfit(
+                "this login runs as another role (set role) and may not see its own session, so a lost answer could not be \
+                 looked up: log in as a member that inherits the role"
+                    .into(),
+            ));
+        };
+        Ok(Self { pid: row.get(0), started, transaction: row.get(2) })
+    }
+}
+
+const PREPARE: &str = "prepare a connection for appends";
 
 /// How long a statement may run that may wait `lock_deadline` for a lock: of the two, the lock's own limit ends it.
 fn statement_deadline(inner: &Inner, lock_deadline: Duration) -> Duration {
@@ -45,40 +64,70 @@ struct Line {
     conn: PgConnection,
     backend: Backend,
     lock_deadline: Duration,
+    /// Whether the transaction has begun that its next batch takes.
+    begun: bool,
 }
 
 impl Line {
     /// Connects, and settles everything that appends need of a session.
     async fn open(inner: &Inner, lock_deadline: impl Fn() -> Duration) -> Result<Self, StoreError> {
-        let mut conn = connect(&inner.options, inner.config.connect_deadline).await?;
-        let what = "prepare a connection for appends";
+        let mut conn = connect_pooled(inner).await?;
         let lock_deadline = lock_deadline();
-        let preparing = sqlx::query(inner.sql.prepare_lane.clone())
-            .bind(lock_deadline.as_millis().to_string())
-            .bind(statement_deadline(inner, lock_deadline).as_millis().to_string())
-            .fetch_one(&mut conn);
-        let row = within(inner.config.connect_deadline, what, preparing).await?.map_err(StoreError::on(what))?;
-        let started: Option<DateTime<Utc>> = row.try_get(1).map_err(StoreError::on(what))?;
-        let Some(started) = started else {
-            return Err(StoreError::Unfit(
-                "this login runs as another role (set role) and may not see its own session, so a lost answer could not be \
-                 looked up: log in as a member that inherits the role"
-                    .into(),
-            ));
+        let backend = Self::prepare(&mut conn, inner, lock_deadline).await?;
+        Ok(Self { conn, backend, lock_deadline, begun: inner.is_pooled() })
+    }
+
+    /// Behind a pooler in transaction mode a turn begins with this: a transaction, and what appends need of it.
+    async fn prepare(conn: &mut PgConnection, inner: &Inner, lock_deadline: Duration) -> Result<Backend, StoreError> {
+        let settings = include_str!("../sql/prepare_lane.sql")
+            .replace("$lock", &lock_deadline.as_millis().to_string())
+            .replace("$statement", &statement_deadline(inner, lock_deadline).as_millis().to_string())
+            .replace("$local", &inner.is_pooled().to_string());
+        let text = match inner.is_pooled() {
+            true => begin_with(&inner.sql, &settings),
+            false => AssertSqlSafe(settings).into_sql_str(),
         };
-        let backend = Backend { pid: row.get(0), started };
-        Ok(Self { conn, backend, lock_deadline })
+        let preparing = sqlx::raw_sql(text).fetch_one(conn);
+        let row = within(inner.config.connect_deadline, PREPARE, preparing).await?.map_err(StoreError::on(PREPARE))?;
+        Backend::of(&row)
     }
 
     /// Waits for locks at most this long from now on.
     async fn set_lock_deadline(&mut self, inner: &Inner, lock_deadline: Duration) -> Result<(), StoreError> {
         let what = "set how long an append waits for locks";
-        let setting = sqlx::query(inner.sql.set_lock_deadline.clone())
-            .bind(lock_deadline.as_millis().to_string())
-            .execute(&mut self.conn);
+        let setting = inner.sql.set_lock_deadline.query().bind(lock_deadline.as_millis().to_string());
+        let setting = setting.execute(&mut self.conn);
         within(inner.config.connect_deadline, what, setting).await?.map_err(StoreError::on(what))?;
         self.lock_deadline = lock_deadline;
         Ok(())
+    }
+
+    /// Begins a transaction where a batch takes one of its own, unless opening the line has begun it.
+    async fn begin_turn(&mut self, inner: &Inner, lock_deadline: Duration) -> Result<(), StoreError> {
+        if inner.is_pooled() && !self.begun {
+            self.backend = Self::prepare(&mut self.conn, inner, lock_deadline).await?;
+            self.begun = true;
+        }
+        Ok(())
+    }
+
+    /// Ends that transaction.
+    async fn end_turn(&mut self, inner: &Inner, keep: bool) -> Result<(), Fault> {
+        if !inner.is_pooled() {
+            return Ok(());
+        }
+        self.begun = false;
+        let end = if keep { "commit" } else { "rollback" };
+        sqlx::raw_sql(end).execute(&mut self.conn).await.map(drop).map_err(Fault::of)
+    }
+
+    /// Writes `batch`, and commits it.
+    async fn send(&mut self, inner: &Inner, batch: &Batch<'_>) -> Result<Vec<Answer>, Fault> {
+        let answers = batch.send(&mut self.conn, &inner.sql).await;
+        if !matches!(answers, Err(Fault::Lost(_))) {
+            self.end_turn(inner, answers.is_ok()).await?;
+        }
+        answers
     }
 }
 
@@ -183,7 +232,7 @@ async fn send(
             Ok(opened) => *line = Some(opened),
             Err(error) => return wait_for_server(part, error).await,
         },
-        Some(open) if open.lock_deadline != lock_deadline() => {
+        Some(open) if !inner.is_pooled() && open.lock_deadline != lock_deadline() => {
             if let Err(error) = open.set_lock_deadline(inner, lock_deadline()).await {
                 tracing::warn!(%error, "an append connects again");
                 *line = None;
@@ -193,6 +242,10 @@ async fn send(
         Some(_) => {}
     }
     let Some(open) = line else { return again(part) };
+    if let Err(error) = open.begin_turn(inner, lock_deadline()).await {
+        *line = None;
+        return wait_for_server(part, error).await;
+    }
     // Whoever gave up while this was waiting has been told that nothing was written: so nothing is.
     let part: Vec<Request> = part
         .into_iter()
@@ -200,11 +253,16 @@ async fn send(
         .filter(|request| request.state.compare_exchange(WAITING, SENT, Ordering::AcqRel, Ordering::Acquire).is_ok())
         .collect();
     if part.is_empty() {
+        // Dropping the connection would do, too.
+        let kept = open.end_turn(inner, false).await;
+        if kept.is_err() {
+            *line = None;
+        }
         return Sent::Answered;
     }
     let batch = Batch::new(part.iter().map(|request| &request.work));
     let silence = statement_deadline(inner, lock_deadline()) + Duration::from_secs(1);
-    let result = match timeout(silence, batch.send(&mut open.conn, &inner.sql)).await {
+    let result = match timeout(silence, open.send(inner, &batch)).await {
         Ok(result) => result,
         Err(_) => Err(Fault::Lost(sqlx::Error::Protocol("the server is silent".into()))),
     };

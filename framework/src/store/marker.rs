@@ -89,7 +89,7 @@ const READ_SAFE_POSITION: &str = "read the safe position";
 
 /// Reads the horizon. The caller reads rows in a later statement only.
 pub(crate) async fn horizon(conn: &mut PgConnection, sql: &Sql) -> Result<Horizon, StoreError> {
-    let reading = sqlx::query(sql.read_safe_position.clone()).fetch_one(conn);
+    let reading = sql.read_safe_position.query().fetch_one(conn);
     Horizon::of(&reading.await.map_err(StoreError::on(READ_SAFE_POSITION))?)
 }
 
@@ -110,8 +110,7 @@ impl Horizon {
 /// Checks what the rule needs of the database.
 pub(crate) async fn check(conn: &mut PgConnection, sql: &Sql) -> Result<(), StoreError> {
     let what = "check the sequence of positions";
-    let faults: Vec<String> =
-        sqlx::query_scalar(sql.check_positions.clone()).fetch_all(conn).await.map_err(StoreError::on(what))?;
+    let faults: Vec<String> = sql.check_positions.scalar().fetch_all(conn).await.map_err(StoreError::on(what))?;
     if faults.is_empty() { Ok(()) } else { Err(StoreError::Unfit(faults.join("; "))) }
 }
 
@@ -126,7 +125,7 @@ impl Annals {
             .inner
             .read(READ_SAFE_POSITION, |mut conn| {
                 let sql = sql.clone();
-                async move { sqlx::query(sql).fetch_one(&mut *conn).await }
+                async move { sql.query().fetch_one(&mut *conn).await }
             })
             .await?;
         Horizon::of(&row)
@@ -142,7 +141,7 @@ impl Annals {
             .inner
             .read("list who holds the safe position", |mut conn| {
                 let sql = sql.clone();
-                async move { sqlx::query(sql).fetch_all(&mut *conn).await }
+                async move { sql.query().fetch_all(&mut *conn).await }
             })
             .await?;
         Ok(rows

@@ -24,15 +24,16 @@ pub(crate) async fn migrate(conn: &mut PgConnection, name: &StoreName, sql: &Sql
         return Ok(());
     }
     // A level that sees, behind the lock, what its holder before has done.
-    let level = sql.begin_read_committed.clone();
+    let level = sql.begin_read_committed.text();
     let mut tx = conn.begin_with(level).await.map_err(StoreError::on("begin a migration"))?;
     prepare(&mut tx, name, sql).await?;
     // Another process may have been faster.
     for (number, title, text) in pending(&mut tx, name, sql).await? {
         tracing::info!(store = name.as_str(), migration = title, "migrating");
         let what = StoreError::on("apply a migration");
-        sqlx::raw_sql(name.instantiate(text)).execute(&mut *tx).await.map_err(what)?;
-        sqlx::query(sql.insert_migration.clone())
+        sqlx::raw_sql(name.instantiate(text).text()).execute(&mut *tx).await.map_err(what)?;
+        sql.insert_migration
+            .query()
             .bind(number)
             .bind(title)
             .bind(checksum(text))
@@ -45,7 +46,9 @@ pub(crate) async fn migrate(conn: &mut PgConnection, name: &StoreName, sql: &Sql
 
 /// Takes the migrator's lock, which ends with the transaction, and creates the schema and the list of migrations.
 async fn prepare(conn: &mut PgConnection, name: &StoreName, sql: &Sql) -> Result<(), StoreError> {
-    let may_create: bool = sqlx::query_scalar(sql.lock_migrations.clone())
+    let may_create: bool = sql
+        .lock_migrations
+        .scalar()
         .bind(name.as_str())
         .fetch_one(&mut *conn)
         .await
@@ -57,7 +60,7 @@ async fn prepare(conn: &mut PgConnection, name: &StoreName, sql: &Sql) -> Result
             name = name.as_str()
         )));
     }
-    sqlx::raw_sql(sql.create_migrations.clone())
+    sqlx::raw_sql(sql.create_migrations.text())
         .execute(conn)
         .await
         .map(drop)
@@ -71,17 +74,17 @@ async fn pending(
     sql: &Sql,
 ) -> Result<Vec<(i32, &'static str, &'static str)>, StoreError> {
     let known = || MIGRATIONS.iter().map(|&(title, text)| (number(title), title, text));
-    let exists: bool = sqlx::query_scalar(sql.exists_migrations.clone())
+    let exists: bool = sql
+        .exists_migrations
+        .scalar()
         .fetch_one(&mut *conn)
         .await
         .map_err(StoreError::on("look for the store's schema"))?;
     if !exists {
         return Ok(known().collect());
     }
-    let applied = sqlx::query(sql.read_migrations.clone())
-        .fetch_all(conn)
-        .await
-        .map_err(StoreError::on("read the store's migrations"))?;
+    let applied =
+        sql.read_migrations.query().fetch_all(conn).await.map_err(StoreError::on("read the store's migrations"))?;
     let mut done = vec![];
     for row in &applied {
         let (found, title): (i32, String) = (row.get(0), row.get(1));

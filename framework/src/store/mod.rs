@@ -9,7 +9,9 @@ mod lane;
 mod marker;
 mod migrate;
 mod outcome;
+mod pooler;
 mod read;
+mod session;
 
 use std::{
     future::Future,
@@ -18,12 +20,9 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{
-    ConnectOptions, Connection, PgConnection, PgPool, Row,
-    pool::PoolOptions,
-    postgres::{PgConnectOptions, PgPoolOptions, PgRow},
-};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, SqlStr, postgres::PgConnectOptions};
 
+use self::session::{Bounds, Connections};
 pub use self::{
     append::{Append, NewEvent},
     doctor::{Finding, Roles, Severity},
@@ -36,6 +35,7 @@ pub(crate) use self::{
     batch::Appended,
     marker::horizon,
     read::{Names, content, recorded},
+    session::{Session, pool},
 };
 use crate::{
     Config, Pooler,
@@ -58,9 +58,14 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) name: StoreName,
     pub(crate) sql: Sql,
+    /// For what must not go through a pooler in transaction mode: migrations, wake-ups, operators' work.
     pub(crate) options: PgConnectOptions,
-    pub(crate) reads: PgPool,
-    pub(crate) followers: PgPool,
+    /// For everything else: the same, unless there is such a pooler.
+    pooled: PgConnectOptions,
+    /// What begins each use of a connection behind such a pooler.
+    begin: Option<SqlStr>,
+    pub(crate) reads: Connections,
+    pub(crate) followers: Connections,
     users: PgPool,
     pub(crate) appender: Appender,
     /// How long the events of the last full pages were, on average: a guess for the next page.
@@ -93,27 +98,36 @@ impl Annals {
 
     async fn open(config: Config, options: PgConnectOptions, users: Option<PgPool>) -> Result<Self, StoreError> {
         let config = config.checked();
+        let mut name = StoreName::new(&config.store)?;
+        let mut pooled = quiet(&config, options);
+        let mut options = pooled.clone();
         if config.pooler == Pooler::Transaction {
-            let refusal =
-                "a pooler in transaction mode is not supported yet: give the store a direct or session-pooled URL";
-            return Err(StoreError::Unfit(refusal.into()));
+            name = name.unnamed();
+            options = quiet(&config, direct(&config)?);
+            pooled = pooled.statement_cache_capacity(0);
         }
-        let name = StoreName::new(&config.store)?;
         let sql = Sql::new(&name);
-        let options = quiet(&config, options);
         let mut conn = connect(&options, config.connect_deadline).await?;
+        pooler::refuse_undeclared(&mut conn, &options, &config, &sql).await?;
+        if config.pooler == Pooler::Transaction {
+            pooler::check_same(&mut conn, &pooled, &config, &sql).await?;
+        }
         within(config.migration_deadline, "migrate the store", migrate::migrate(&mut conn, &name, &sql)).await??;
         within(config.read_deadline, "check the store", marker::check(&mut conn, &sql)).await??;
         let _ = conn.close().await;
+        let reads = Bounds { index_plans: true, ..Bounds::new(config.read_deadline) };
+        let own = |size, bounds| Connections::new(&config, &sql, size, bounds, pooled.clone());
+        let (reading, following) =
+            (own(config.read_connections, reads), own(config.follower_connections, Bounds::new(BATCH_DEADLINE)));
         let inner = Arc::new_cyclic(|inner| Inner {
-            reads: pool(&config, &sql, config.read_connections)
-                .connect_lazy_with(bounded(&options, config.read_deadline).options(INDEX_PLANS)),
-            followers: pool(&config, &sql, config.follower_connections)
-                .connect_lazy_with(bounded(&options, BATCH_DEADLINE)),
+            reads: reading,
+            followers: following,
             users: users
                 .unwrap_or_else(|| pool(&config, &sql, config.user_connections).connect_lazy_with(options.clone())),
             appender: Appender::start(&config, inner.clone()),
             event_bytes: AtomicUsize::new(0),
+            begin: (config.pooler == Pooler::Transaction).then(|| reads.begin(&sql)),
+            pooled,
             options,
             sql,
             name,
@@ -140,7 +154,8 @@ impl Annals {
     /// Every statement of the framework, by name, as this store sends it.
     #[doc(hidden)]
     pub fn statements(&self) -> Vec<(&'static str, String)> {
-        self.inner.sql.all().into_iter().map(|(name, text)| (name, text.as_str().to_owned())).collect()
+        let all = self.inner.sql.all().into_iter();
+        all.map(|(name, statement)| (name, statement.text().as_str().to_owned())).collect()
     }
 
     /// Ends the appender, after what waits in it is written, and closes the store's own connections, but not those of
@@ -161,11 +176,16 @@ impl std::fmt::Debug for Annals {
 }
 
 impl Inner {
+    /// Whether there is a pooler in transaction mode.
+    pub(crate) fn is_pooled(&self) -> bool {
+        self.begin.is_some()
+    }
+
     /// Runs a read that may be repeated: again if the connection it got turned out to be dead, for a server that went away
     /// leaves the pool full of those.
     pub(crate) async fn read<T, F, R>(&self, what: &'static str, read: F) -> Result<T, StoreError>
     where
-        F: Fn(sqlx::pool::PoolConnection<sqlx::Postgres>) -> R,
+        F: Fn(Session<'static>) -> R,
         R: Future<Output = Result<T, sqlx::Error>>,
     {
         let reading = async {
@@ -195,7 +215,32 @@ const SHORTLY: Duration = Duration::from_secs(10);
 
 /// A connection for something short that locks what followers need: the server ends it, should this process be stopped in it.
 pub(crate) async fn connect_shortly(store: &Annals) -> Result<PgConnection, StoreError> {
-    connect(&bounded(&store.inner.options, SHORTLY), store.config().connect_deadline).await
+    let mut conn = connect(&store.inner.options, store.config().connect_deadline).await?;
+    let setting = Bounds::new(SHORTLY).set(&mut conn);
+    within(store.config().connect_deadline, "connect", setting).await?.map_err(StoreError::on("connect"))?;
+    Ok(conn)
+}
+
+/// A connection that may go through a pooler in transaction mode: used by [`on`] alone.
+pub(crate) async fn connect_pooled(inner: &Inner) -> Result<PgConnection, StoreError> {
+    connect(&inner.pooled, inner.config.connect_deadline).await
+}
+
+/// A use of such a connection.
+pub(crate) async fn on<'c>(inner: &Inner, conn: &'c mut PgConnection) -> Result<Session<'c>, sqlx::Error> {
+    Session::on(conn, inner.begin.as_ref()).await
+}
+
+/// Where a store behind a pooler in transaction mode reaches the database itself.
+fn direct(config: &Config) -> Result<PgConnectOptions, StoreError> {
+    let Some(url) = &config.direct_url else {
+        return Err(StoreError::Unfit(
+            "behind a pooler in transaction mode the store takes a second URL, for migrations, wake-ups and operators: set \
+             direct_url to the database itself, or to a pooler in session mode"
+                .into(),
+        ));
+    };
+    PgConnectOptions::from_str(url).map_err(|source| StoreError::Refused { what: "read direct_url", source })
 }
 
 /// Gives `work` until `deadline`, and drops it then.
@@ -207,54 +252,9 @@ pub(crate) async fn within<T>(
     tokio::time::timeout(deadline, work).await.map_err(|_| StoreError::Timeout { what, after: deadline })
 }
 
-/// Plans of the store's reads know no values, and so follow the index. For a long stream a plan that knew its length would
-/// fetch the rows as they lie and sort them, on disk if they are many, before the first one is sent.
-const INDEX_PLANS: [(&str, &str); 2] = [("plan_cache_mode", "force_generic_plan"), ("jit", "off")];
-
-/// Lets the server itself end what this process no longer waits for: an abandoned statement would go on, with its locks.
-fn bounded(options: &PgConnectOptions, statement: Duration) -> PgConnectOptions {
-    let milliseconds = |time: Duration| time.as_millis().to_string();
-    options.clone().options([
-        ("statement_timeout", milliseconds(statement)),
-        ("lock_timeout", milliseconds(statement / 4)),
-        ("idle_in_transaction_session_timeout", milliseconds(statement * 2)),
-    ])
-}
-
 fn quiet(config: &Config, options: PgConnectOptions) -> PgConnectOptions {
     let named = options.get_application_name().is_some();
     let options = if named { options } else { options.application_name(&config.application_name) };
-    options.disable_statement_logging()
-}
-
-/// A connection that slept is tested before it is used: still there, and not inside a transaction that a cancelled
-/// future left open (launchbadge/sqlx #4393). One that comes back in the middle of an answer is given a moment to end it.
-pub(crate) fn pool(config: &Config, sql: &Sql, size: u32) -> PgPoolOptions {
-    let check = sql.check_connection.clone();
-    /// How long a connection that comes back may still be busy with a read that nobody waits for.
-    const LEFT_OVER: Duration = Duration::from_secs(1);
-    PoolOptions::new()
-        .max_connections(size)
-        .min_connections(0)
-        // Waiting for a connection is a part of the read, which has an end of its own.
-        .acquire_timeout(config.connect_deadline.max(config.read_deadline))
-        .test_before_acquire(false)
-        // A read that was given up leaves its answer in the connection. The pool would wait for it without an end.
-        .after_release(|conn: &mut PgConnection, _| {
-            Box::pin(async move {
-                match tokio::time::timeout(LEFT_OVER, conn.flush()).await {
-                    Ok(flushed) => flushed.map(|()| true),
-                    Err(_) => Err(sqlx::Error::Protocol("the answer to an abandoned read does not come".into())),
-                }
-            })
-        })
-        .before_acquire(move |conn, meta| {
-            let check = check.clone();
-            Box::pin(async move {
-                if meta.idle_for < Duration::from_secs(1) {
-                    return Ok(true);
-                }
-                sqlx::raw_sql(check).fetch_one(conn).await.and_then(|row: PgRow| row.try_get(0))
-            })
-        })
+    // A pooler refuses settings at the start of a session that it does not know.
+    options.extra_float_digits(None).disable_statement_logging()
 }

@@ -16,9 +16,9 @@ use crate::{
         Inner,
         append::Work,
         batch::{Appended, expected},
-        connect,
+        connect_pooled,
         lane::Backend,
-        within,
+        on, within,
     },
 };
 
@@ -57,14 +57,16 @@ async fn look(
     works: &[&Work],
     deadline: Instant,
 ) -> Result<Option<Vec<Option<Appended>>>, StoreError> {
-    let mut conn = connect(&inner.options, inner.config.connect_deadline).await?;
+    let mut conn = connect_pooled(inner).await?;
     let looking = async {
+        let mut conn = on(inner, &mut conn).await?;
         // First whether it is gone: what it committed before that, the statements that follow see.
         let gone = is_gone(&mut conn, inner, backend).await?;
         let mut outcomes = Vec::with_capacity(works.len());
         for work in works {
             outcomes.push(find(&mut conn, inner, work).await?);
         }
+        conn.end().await?;
         Ok(Some(outcomes).filter(|outcomes| gone || outcomes.iter().all(Option::is_some)))
     };
     // A look at a large batch is many statements: it has the time that its callers have.
@@ -75,9 +77,8 @@ async fn look(
 }
 
 async fn is_gone(conn: &mut PgConnection, inner: &Inner, backend: Backend) -> Result<bool, sqlx::Error> {
-    let row =
-        sqlx::query(inner.sql.end_backend.clone()).bind(backend.pid).bind(backend.started).fetch_one(conn).await?;
-    row.try_get(0)
+    let ending = inner.sql.end_backend.query().bind(backend.pid).bind(backend.started).bind(backend.transaction);
+    ending.fetch_one(conn).await?.try_get(0)
 }
 
 /// The receipts of `work` if it is stored. An append is all or nothing, so its first event stands for all of it.
@@ -91,11 +92,7 @@ async fn find(conn: &mut PgConnection, inner: &Inner, work: &Work) -> Result<Opt
     let parts = || work.appends.iter().enumerate();
     for (nth, append) in parts().filter(|(_, append)| !append.events.is_empty()) {
         let ids: Vec<_> = append.events.iter().map(|event| event.event_id).collect();
-        let rows = sqlx::query(inner.sql.find_append.clone())
-            .bind(append.stream.as_str())
-            .bind(&ids)
-            .fetch_all(&mut *conn)
-            .await?;
+        let rows = inner.sql.find_append.query().bind(append.stream.as_str()).bind(&ids).fetch_all(&mut *conn).await?;
         if rows.len() < ids.len() {
             return Ok(None);
         }
@@ -112,7 +109,10 @@ async fn find(conn: &mut PgConnection, inner: &Inner, work: &Work) -> Result<Opt
             any if any < 0 => i64::MAX,
             version => version,
         };
-        let row = sqlx::query(inner.sql.read_standing.clone())
+        let row = inner
+            .sql
+            .read_standing
+            .query()
             .bind(append.stream.as_str())
             .bind(expected)
             .bind(first - 1)

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::{
     InvalidInput, Metadata, Payload, Position, Recorded, StreamId, Version,
     error::StoreError,
-    store::{Annals, Inner},
+    store::{Annals, Inner, Session},
 };
 
 /// How many positions a filtered page looks through at most.
@@ -106,7 +106,7 @@ impl Annals {
                 async move {
                     fetch_page(&mut conn, &inner.event_bytes, limit, |last, limit| {
                         let read = last.map_or(read, |last| read.behind(last.version));
-                        sqlx::query(sql.clone())
+                        sql.query()
                             .bind(stream.as_str().to_owned())
                             .bind(read.after.get())
                             .bind(read.up_to.map_or(i64::MAX, Version::get))
@@ -169,10 +169,10 @@ impl Annals {
             return Err(InvalidInput::Other(refusal).into());
         }
         let sql = &self.inner.sql.find_events;
-        let finding = |mut conn: sqlx::pool::PoolConnection<sqlx::Postgres>| {
+        let finding = |mut conn: Session<'static>| {
             let (sql, event_ids) = (sql.clone(), event_ids.to_vec());
             async move {
-                let rows = sqlx::query(sql).bind(event_ids).fetch_all(&mut *conn).await?;
+                let rows = sql.query().bind(event_ids).fetch_all(&mut *conn).await?;
                 let mut names = Names::default();
                 rows.iter().map(|row| recorded(row, &mut names)).collect()
             }
@@ -188,9 +188,8 @@ impl Annals {
         limit: usize,
     ) -> Result<Page<Position>, StoreError> {
         let inner = &self.inner;
-        let reading = |mut conn: sqlx::pool::PoolConnection<sqlx::Postgres>| async move {
-            inner.read_final_on(&mut conn, read, up_to, limit).await
-        };
+        let reading =
+            |mut conn: Session<'static>| async move { inner.read_final_on(&mut conn, read, up_to, limit).await };
         inner.read("read the log", reading).await
     }
 
@@ -223,7 +222,9 @@ impl Inner {
         let end = if filtered { up_to.min(Position::new(read.after.get().saturating_add(SCAN))) } else { up_to };
         let some = |list: &[String]| if list.is_empty() { None } else { Some(list.to_vec()) };
         let page = fetch_page(conn, &self.event_bytes, limit, |last, limit| {
-            sqlx::query(self.sql.read_log.clone())
+            self.sql
+                .read_log
+                .query()
                 .bind(last.map_or(read.after, |last| last.position).get())
                 .bind(end.get())
                 .bind(some(&read.event_types))

@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use sqlx::{PgConnection, Row};
+use sqlx::{Connection, PgConnection, Postgres, Row, Transaction};
 use uuid::Uuid;
 
 use super::{
@@ -22,7 +22,7 @@ use super::{
 use crate::{
     Payload, Position, Recorded,
     error::StoreError,
-    sql::{Sql, StoreName},
+    sql::{Sql, Statement, StoreName},
 };
 
 /// What a process can own: one partition of one generation of a follower.
@@ -53,7 +53,8 @@ pub(crate) struct Checkpoint {
 
 /// What a follower does with events. Work and checkpoint commit together.
 pub(crate) trait Follower: Send + Sync {
-    /// Applies a batch on `conn`, which is outside any transaction, before and after.
+    /// Applies a batch on `conn`, which is outside any transaction, before and after; behind a pooler in transaction mode it
+    /// is in one, which the caller commits.
     fn apply<'a>(&'a self, batch: &'a Batch, conn: &'a mut PgConnection)
     -> BoxFuture<'a, Result<Applied, FollowError>>;
 }
@@ -115,22 +116,39 @@ impl Batch {
 
 /// The statements that all followers share.
 pub(crate) struct BatchSql {
-    pub(crate) level: sqlx::SqlStr,
-    begin: sqlx::SqlStr,
-    find_parked: sqlx::SqlStr,
-    park: sqlx::SqlStr,
-    unpark: sqlx::SqlStr,
+    level: Statement,
+    begin: Statement,
+    find_parked: Statement,
+    park: Statement,
+    unpark: Statement,
+    forget: Statement,
 }
 
 impl BatchSql {
     pub(crate) fn new(sql: &Sql) -> Self {
         Self {
             level: sql.begin_read_committed.clone(),
+            forget: sql.forget_statements.clone(),
             begin: sql.begin_batch.clone(),
             find_parked: sql.find_parked.clone(),
             park: sql.park_events.clone(),
             unpark: sql.unpark_events.clone(),
         }
+    }
+}
+
+impl BatchSql {
+    /// Begins a transaction on `conn`; a part of the one that it is in, where each use of a connection is one.
+    pub(crate) async fn transaction<'c>(
+        &self,
+        conn: &'c mut PgConnection,
+    ) -> Result<Transaction<'c, Postgres>, sqlx::Error> {
+        if conn.is_in_transaction() { conn.begin().await } else { conn.begin_with(self.level.text()).await }
+    }
+
+    /// Around code that is not the framework's.
+    pub(crate) async fn forget_statements(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql(self.forget.text()).execute(conn).await.map(drop)
     }
 }
 
@@ -302,7 +320,11 @@ impl<'b> Letters<'b> {
             return Ok(());
         }
         let unit = &self.batch.unit;
-        let rows = sqlx::query(self.batch.sql.find_parked.clone())
+        let rows = self
+            .batch
+            .sql
+            .find_parked
+            .query()
             .bind(unit.name)
             .bind(unit.generation)
             .bind(unit.partition)
@@ -420,7 +442,7 @@ impl<'b> Letters<'b> {
     /// Lets whoever takes over end this transaction, should this process be stopped in it.
     pub(crate) async fn begin(&self, conn: &mut PgConnection) -> Result<(), FollowError> {
         let what = |error| FollowError::Store(StoreError::on("begin a batch")(error));
-        sqlx::query(self.batch.sql.begin.clone()).bind(self.batch.owner).execute(conn).await.map(drop).map_err(what)
+        self.batch.sql.begin.query().bind(self.batch.owner).execute(conn).await.map(drop).map_err(what)
     }
 
     /// Stores the dead letters of the batch, in its transaction, behind the statement that moved the checkpoint.
@@ -428,7 +450,8 @@ impl<'b> Letters<'b> {
         let what = |error| FollowError::Store(StoreError::on("park events")(error));
         let (unit, sql) = (&self.batch.unit, &self.batch.sql);
         if let (Work::Retry { key, by_stream }, Some(position)) = (&self.batch.work, self.retried) {
-            sqlx::query(sql.unpark.clone())
+            sql.unpark
+                .query()
                 .bind(unit.name)
                 .bind(unit.generation)
                 .bind(unit.partition)
@@ -445,7 +468,8 @@ impl<'b> Letters<'b> {
         let column = |value: fn(&Letter) -> Option<&str>| self.rows.iter().map(value).collect::<Vec<_>>();
         let delays: Vec<f64> =
             (1..).map_while(|attempts| self.batch.policy.delay(attempts)).map(|delay| delay.as_secs_f64()).collect();
-        sqlx::query(sql.park.clone())
+        sql.park
+            .query()
             .bind(unit.name)
             .bind(unit.generation)
             .bind(unit.partition)

@@ -34,7 +34,7 @@ impl Followers {
     /// [`StoreError::Unavailable`], [`StoreError::Timeout`], as every method here.
     pub async fn lag(&self) -> Result<Vec<PartitionLag>, StoreError> {
         let sql = &self.store.inner.sql.list_lag;
-        let rows = self.read("list followers", || sqlx::query(sql.clone())).await?;
+        let rows = self.read("list followers", || sql.query()).await?;
         let lag = |row: &PgRow| PartitionLag {
             follower: row.get("follower"),
             version: row.get("version"),
@@ -79,7 +79,11 @@ impl Followers {
         self.check(name).await?;
         let mut conn = self.connect().await?;
         let mut tx = self.hold(name, &mut conn).await?;
-        sqlx::query(self.store.inner.sql.set_state.clone())
+        self.store
+            .inner
+            .sql
+            .set_state
+            .query()
             .bind(name)
             .bind(state)
             .bind(&by.actor)
@@ -102,7 +106,11 @@ impl Followers {
         let what = StoreError::on("ask for a rebuild");
         self.check(name).await?;
         let mut conn = self.connect().await?;
-        sqlx::query(self.store.inner.sql.request_rebuild.clone())
+        self.store
+            .inner
+            .sql
+            .request_rebuild
+            .query()
             .bind(name)
             .bind(&by.actor)
             .bind(&by.reason)
@@ -122,7 +130,12 @@ impl Followers {
         self.check(name).await?;
         let mut conn = self.connect().await?;
         let mut tx = self.hold(name, &mut conn).await?;
-        let cancelled: i64 = sqlx::query_scalar(self.store.inner.sql.cancel_rebuild.clone())
+        let cancelled: i64 = self
+            .store
+            .inner
+            .sql
+            .cancel_rebuild
+            .scalar()
             .bind(name)
             .bind(&by.actor)
             .bind(&by.reason)
@@ -173,7 +186,7 @@ impl Followers {
         let sql = &self.store.inner.sql.list_dead_letters;
         let rows = self
             .read("list dead letters", || {
-                sqlx::query(sql.clone())
+                sql.query()
                     .bind(name.clone())
                     .bind(key.clone())
                     .bind(fingerprint.clone())
@@ -213,7 +226,7 @@ impl Followers {
     /// As [`Followers::lag`].
     pub async fn dead_letter_groups(&self, name: Option<&str>) -> Result<Vec<DeadLetterGroup>, StoreError> {
         let (sql, name) = (&self.store.inner.sql.group_dead_letters, name.map(ToOwned::to_owned));
-        let rows = self.read("group dead letters", || sqlx::query(sql.clone()).bind(name.clone())).await?;
+        let rows = self.read("group dead letters", || sql.query().bind(name.clone())).await?;
         let group = |row: &PgRow| DeadLetterGroup {
             follower: row.get(0),
             fingerprint: row.get(1),
@@ -251,7 +264,7 @@ impl Followers {
         name: &str,
         letters: &DeadLetters,
         by: &By,
-        sql: &sqlx::SqlStr,
+        sql: &crate::sql::Statement,
         what: &'static str,
     ) -> Result<u64, StoreError> {
         self.check(name).await?;
@@ -259,7 +272,8 @@ impl Followers {
         let (key, fingerprint, position) = letters.parts();
         let mut conn = self.connect().await?;
         let mut tx = self.hold(name, &mut conn).await?;
-        let changed: i64 = sqlx::query_scalar(sql.clone())
+        let changed: i64 = sql
+            .scalar()
             .bind(name)
             .bind(key)
             .bind(fingerprint)
@@ -290,7 +304,9 @@ impl Followers {
         let mut conn = self.connect().await?;
         let sql = &self.store.inner.sql;
         let mut tx = self.hold(name, &mut conn).await?;
-        let begun = sqlx::query(sql.set_partitions.clone())
+        let begun = sql
+            .set_partitions
+            .query()
             .bind(name)
             .bind(partitions as i32)
             .bind(&by.actor)
@@ -317,17 +333,13 @@ impl Followers {
         let schema = self.store.inner.name.read_model(new)?;
         let mut conn = self.connect().await?;
         let sql = &self.store.inner.sql;
-        let asking = self.read("look for a follower", || sqlx::query(sql.read_follower.clone()).bind(new.to_owned()));
+        let asking = self.read("look for a follower", || sql.read_follower.query().bind(new.to_owned()));
         if !asking.await?.is_empty() {
             return Err(StoreError::Unfit(format!("{new} is a follower of this store already: forget it first")));
         }
         let mut tx = self.hold(old, &mut conn).await?;
-        let renaming = sqlx::query_scalar(sql.rename_follower.clone())
-            .bind(old)
-            .bind(new)
-            .bind(schema.as_str())
-            .bind(&by.actor)
-            .bind(&by.reason);
+        let renaming =
+            sql.rename_follower.scalar().bind(old).bind(new).bind(schema.as_str()).bind(&by.actor).bind(&by.reason);
         let was: Option<String> = renaming.fetch_optional(&mut *tx).await.map_err(&what)?;
         let Some(was) = was else { return Err(unknown(old)) };
         self.rename_schema(&was, schema.as_str(), &mut tx).await?;
@@ -344,15 +356,14 @@ impl Followers {
         let what = StoreError::on("forget a follower");
         let mut conn = self.connect().await?;
         let sql = &self.store.inner.sql;
-        let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
+        let mut tx = conn.begin_with(sql.begin_read_committed.text()).await.map_err(&what)?;
         let schema = self.store.inner.name.read_model(name)?;
-        let locking = sqlx::query(sql.lock_follower.clone()).bind(schema.as_str());
+        let locking = sql.lock_follower.query().bind(schema.as_str());
         let number: i64 = locking.fetch_one(&mut *tx).await.map_err(&what)?.get(2);
-        sqlx::query(sql.lock_checkpoints.clone()).bind(name).execute(&mut *tx).await.map_err(&what)?;
+        sql.lock_checkpoints.query().bind(name).execute(&mut *tx).await.map_err(&what)?;
         let suffix = StoreName::stored(String::new()).shadow(number);
         let suffix = suffix.as_str().trim_start_matches('_');
-        let forgetting =
-            sqlx::query(sql.forget_follower.clone()).bind(name).bind(&by.actor).bind(&by.reason).bind(suffix);
+        let forgetting = sql.forget_follower.query().bind(name).bind(&by.actor).bind(&by.reason).bind(suffix);
         let Some(row) = forgetting.fetch_optional(&mut *tx).await.map_err(&what)? else { return Err(unknown(name)) };
         let schema: String = row.get(1);
         self.rename_schema(&schema, &format!("{schema}_{suffix}"), &mut tx).await?;
@@ -362,7 +373,7 @@ impl Followers {
 
     async fn rename_schema(&self, old: &str, new: &str, conn: &mut PgConnection) -> Result<(), StoreError> {
         let what = StoreError::on("rename a read model's schema");
-        let asking = sqlx::query_scalar(self.store.inner.sql.rename_schema.clone()).bind(old).bind(new);
+        let asking = self.store.inner.sql.rename_schema.scalar().bind(old).bind(new);
         let statement: Option<String> = asking.fetch_optional(&mut *conn).await.map_err(&what)?;
         let Some(statement) = statement else { return Ok(()) };
         sqlx::raw_sql(AssertSqlSafe(statement).into_sql_str()).execute(conn).await.map(drop).map_err(what)
@@ -375,7 +386,7 @@ impl Followers {
     pub async fn actions(&self, name: Option<&str>, limit: usize) -> Result<Vec<FollowerAction>, StoreError> {
         let (sql, name) = (&self.store.inner.sql.list_actions, name.map(ToOwned::to_owned));
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows = self.read("list actions", || sqlx::query(sql.clone()).bind(name.clone()).bind(limit)).await?;
+        let rows = self.read("list actions", || sql.query().bind(name.clone()).bind(limit)).await?;
         let action = |row: &PgRow| FollowerAction {
             follower: row.get(0),
             action: row.get(1),
@@ -390,7 +401,7 @@ impl Followers {
     /// Refuses a name that no follower has.
     async fn check(&self, name: &str) -> Result<(), StoreError> {
         let (sql, owned) = (&self.store.inner.sql.read_follower, name.to_owned());
-        let rows = self.read("look for a follower", || sqlx::query(sql.clone()).bind(owned.clone())).await?;
+        let rows = self.read("look for a follower", || sql.query().bind(owned.clone())).await?;
         if rows.is_empty() { Err(unknown(name)) } else { Ok(()) }
     }
 
@@ -416,8 +427,8 @@ impl Followers {
     ) -> Result<sqlx::Transaction<'c, sqlx::Postgres>, StoreError> {
         let what = StoreError::on("hold a follower's checkpoints");
         let sql = &self.store.inner.sql;
-        let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
-        sqlx::query(sql.lock_checkpoints.clone()).bind(name).execute(&mut *tx).await.map_err(&what)?;
+        let mut tx = conn.begin_with(sql.begin_read_committed.text()).await.map_err(&what)?;
+        sql.lock_checkpoints.query().bind(name).execute(&mut *tx).await.map_err(&what)?;
         Ok(tx)
     }
 

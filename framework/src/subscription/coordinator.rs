@@ -30,12 +30,7 @@ use super::{
     tail::Tail,
     wake_up,
 };
-use crate::{
-    Position,
-    error::StoreError,
-    sql::StoreName,
-    store::{Annals, within},
-};
+use crate::{Position, error::StoreError, sql::StoreName, store::Annals};
 
 /// How often a process says that it is alive, and how long that holds.
 const BEAT: Duration = Duration::from_secs(1);
@@ -246,27 +241,26 @@ impl Coordinator {
             .collect();
         let runs: Vec<String> =
             self.followers.iter().filter(|follower| follower.runs).map(|follower| follower.model.runs()).collect();
-        let beating = sqlx::query(self.store.inner.sql.beat.clone())
+        let beating = self
+            .store
+            .inner
+            .sql
+            .beat
+            .query()
             .bind(self.process)
             .bind(&config.application_name)
             .bind(&self.host)
             .bind(std::process::id() as i32)
             .bind(runs)
             .bind(format!("[{}]", work.join(",")))
-            .bind(LEASE.as_secs_f64())
-            .execute(&self.store.inner.reads);
-        let what = "say that this process is alive";
-        within(config.read_deadline, what, beating).await?.map(drop).map_err(StoreError::on(what))
+            .bind(LEASE.as_secs_f64());
+        self.store.inner.reads.execute("say that this process is alive", beating).await.map(drop)
     }
 
     async fn list(&self) -> Result<Vec<Listed>, StoreError> {
         let names: Vec<&str> = self.followers.iter().map(|follower| follower.model.name).collect();
-        let what = "list what is to run";
-        let listing = sqlx::query(self.store.inner.sql.list_units.clone())
-            .bind(names)
-            .bind(self.process)
-            .fetch_all(&self.store.inner.reads);
-        let rows = within(self.store.config().read_deadline, what, listing).await?.map_err(StoreError::on(what))?;
+        let listing = self.store.inner.sql.list_units.query().bind(names).bind(self.process);
+        let rows = self.store.inner.reads.all("list what is to run", listing).await?;
         Ok(rows.iter().filter_map(|row| self.listed(row)).collect())
     }
 
@@ -391,14 +385,17 @@ impl Coordinator {
         for owner in wanted.iter().filter_map(|unit| unit.owner) {
             self.end_batches_of(owner).await;
         }
-        let what = "take what nobody runs";
-        let rows = sqlx::query(self.store.inner.sql.claim_units.clone())
+        let claiming = self
+            .store
+            .inner
+            .sql
+            .claim_units
+            .query()
             .bind(self.process)
             .bind(wanted.iter().map(|unit| self.followers[unit.nth].model.name).collect::<Vec<_>>())
             .bind(wanted.iter().map(|unit| unit.generation).collect::<Vec<_>>())
-            .bind(wanted.iter().map(|unit| unit.partition).collect::<Vec<_>>())
-            .fetch_all(&self.store.inner.reads);
-        let rows = within(self.store.config().read_deadline, what, rows).await?.map_err(StoreError::on(what))?;
+            .bind(wanted.iter().map(|unit| unit.partition).collect::<Vec<_>>());
+        let rows = self.store.inner.reads.all("take what nobody runs", claiming).await?;
         let got = rows.iter().map(|row| (row.get::<&str, _>(0), row.get::<i64, _>(1), row.get::<i32, _>(2)));
         let got: Vec<_> = got.collect();
         let is_got =
@@ -408,15 +405,15 @@ impl Coordinator {
 
     /// Ends the transactions that a process left open which is not alive: stopped, or cut off. It need not succeed: they end.
     async fn end_batches_of(&self, owner: Uuid) {
-        let what = "end what a lost process left open";
-        let sql = self.store.inner.sql.end_batches.clone();
-        let ending = sqlx::query_scalar::<_, i64>(sql).bind(owner).fetch_one(&self.store.inner.reads);
-        match within(self.store.config().read_deadline, what, ending).await {
-            Ok(Ok(0)) => {}
-            Ok(Ok(ended)) => {
-                tracing::warn!(%owner, ended, "a process that is not heard of had open transactions; they were ended");
+        let ending = self.store.inner.sql.end_batches.query().bind(owner);
+        match self.store.inner.reads.optional("end what a lost process left open", ending).await {
+            Ok(row) => {
+                let ended: i64 = row.map_or(0, |row| row.get(0));
+                if ended > 0 {
+                    tracing::warn!(%owner, ended, "a process that is not heard of had open transactions; they were ended");
+                }
             }
-            failed => tracing::debug!(?failed, "what a lost process left open could not be ended"),
+            Err(error) => tracing::debug!(%error, "what a lost process left open could not be ended"),
         }
     }
 
@@ -477,23 +474,23 @@ impl Coordinator {
     }
 
     async fn release(&self, keys: &[Key]) -> Result<(), StoreError> {
-        let what = "give up what this process ran";
-        let releasing = sqlx::query(self.store.inner.sql.release_units.clone())
+        let releasing = self
+            .store
+            .inner
+            .sql
+            .release_units
+            .query()
             .bind(self.process)
             .bind(keys.iter().map(|key| self.followers[key.0].model.name).collect::<Vec<_>>())
             .bind(keys.iter().map(|key| key.1).collect::<Vec<_>>())
-            .bind(keys.iter().map(|key| key.2).collect::<Vec<_>>())
-            .execute(&self.store.inner.reads);
-        within(self.store.config().read_deadline, what, releasing).await?.map(drop).map_err(StoreError::on(what))
+            .bind(keys.iter().map(|key| key.2).collect::<Vec<_>>());
+        self.store.inner.reads.execute("give up what this process ran", releasing).await.map(drop)
     }
 
     /// Processes of this machine that ended without saying so need not be waited for.
     async fn bury_neighbours(&self) -> Result<(), StoreError> {
-        let what = "look for processes that ended";
-        let listing = sqlx::query(self.store.inner.sql.list_neighbours.clone())
-            .bind(&self.host)
-            .fetch_all(&self.store.inner.reads);
-        let rows = within(self.store.config().read_deadline, what, listing).await?.map_err(StoreError::on(what))?;
+        let listing = self.store.inner.sql.list_neighbours.query().bind(&self.host);
+        let rows = self.store.inner.reads.all("look for processes that ended", listing).await?;
         let gone = rows.iter().filter(|row| row.get(2) || !is_running(row.get(1)));
         let gone: Vec<Uuid> = gone.map(|row| row.get(0)).filter(|process| *process != self.process).collect();
         for process in &gone {
@@ -508,9 +505,8 @@ impl Coordinator {
     }
 
     async fn bury(&self, processes: &[Uuid]) -> Result<(), StoreError> {
-        let what = "leave the processes";
-        let leaving = sqlx::query(self.store.inner.sql.leave.clone()).bind(processes).execute(&self.store.inner.reads);
-        within(self.store.config().read_deadline, what, leaving).await?.map(drop).map_err(StoreError::on(what))
+        let leaving = self.store.inner.sql.leave.query().bind(processes);
+        self.store.inner.reads.execute("leave the processes", leaving).await.map(drop)
     }
 
     /// Stops everything and gives it up at once.
@@ -560,8 +556,8 @@ async fn observe(store: Annals, followers: Arc<Vec<Registered>>, stop: Cancellat
         if names.is_empty() {
             continue;
         }
-        let reading = sqlx::query(store.inner.sql.read_positions.clone()).bind(names).fetch_all(&store.inner.reads);
-        let Ok(Ok(rows)) = within(store.config().read_deadline, "read positions", reading).await else { continue };
+        let reading = store.inner.sql.read_positions.query().bind(names);
+        let Ok(rows) = store.inner.reads.all("read positions", reading).await else { continue };
         for row in rows {
             let (name, generation, partition): (&str, i64, i32) = (row.get(0), row.get(1), row.get(2));
             let Some(follower) = followers.iter().find(|follower| follower.model.name == name) else { continue };

@@ -76,7 +76,7 @@ impl Followers {
     pub async fn explain(&self, position: Position) -> Result<Vec<Explained>, StoreError> {
         let event = event_at(&self.store, position).await?;
         let sql = &self.store.inner.sql.explain;
-        let rows = self.read("explain an event", || sqlx::query(sql.clone()).bind(position.get())).await?;
+        let rows = self.read("explain an event", || sql.query().bind(position.get())).await?;
         rows.iter().map(|row| explained(row, &event)).collect()
     }
 }

@@ -84,10 +84,10 @@ impl Model {
         let sql = &store.inner.sql;
         let (name, schema) = (self.name, self.live.as_str());
         // A level that sees, behind the lock, what its holder before has made.
-        let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
-        let row = sqlx::query(sql.lock_follower.clone()).bind(schema).fetch_one(&mut *tx).await.map_err(&what)?;
+        let mut tx = conn.begin_with(sql.begin_read_committed.text()).await.map_err(&what)?;
+        let row = sql.lock_follower.query().bind(schema).fetch_one(&mut *tx).await.map_err(&what)?;
         let (there, may_create, number): (bool, bool, i64) = (row.get(0), row.get(1), row.get(2));
-        let known = sqlx::query(sql.read_follower.clone()).bind(name).fetch_optional(&mut *tx).await.map_err(&what)?;
+        let known = sql.read_follower.query().bind(name).fetch_optional(&mut *tx).await.map_err(&what)?;
         let Some(known) = known else {
             if there {
                 return Err(StoreError::Unfit(format!(
@@ -117,12 +117,7 @@ impl Model {
         let skips: Vec<String> = known.get(4);
         let (partitions, rebuild_version): (i32, Option<i32>) = (known.get(5), known.get(7));
         let own = self.version as i32;
-        sqlx::query(sql.set_definition.clone())
-            .bind(name)
-            .bind(&self.definition)
-            .execute(&mut *tx)
-            .await
-            .map_err(&what)?;
+        sql.set_definition.query().bind(name).bind(&self.definition).execute(&mut *tx).await.map_err(&what)?;
         if kind != self.kind {
             return Err(StoreError::Unfit(format!(
                 "{name} is a {kind} in this store, and a {} in this build: give one of them another name",
@@ -173,10 +168,9 @@ impl Model {
     ) -> Result<(), StoreError> {
         let what = StoreError::on("begin a rebuild");
         let sql = &store.inner.sql;
-        let known =
-            sqlx::query(sql.read_follower.clone()).bind(self.name).fetch_one(&mut *conn).await.map_err(&what)?;
+        let known = sql.read_follower.query().bind(self.name).fetch_one(&mut *conn).await.map_err(&what)?;
         if let Some(other) = known.get::<Option<i64>, _>(6) {
-            let retiring = sqlx::query(sql.retire_generation.clone()).bind(self.name).bind(other);
+            let retiring = sql.retire_generation.query().bind(self.name).bind(other);
             retiring.execute(&mut *conn).await.map_err(&what)?;
         }
         let generation = Generation {
@@ -189,7 +183,8 @@ impl Model {
         };
         self.create(store, &generation, false, conn).await?;
         // What somebody decided to leave out stays left out.
-        sqlx::query(sql.copy_discards.clone())
+        sql.copy_discards
+            .query()
             .bind(self.name)
             .bind(known.get::<i64, _>(1))
             .bind(number)
@@ -197,7 +192,8 @@ impl Model {
             .execute(&mut *conn)
             .await
             .map_err(&what)?;
-        sqlx::query(sql.record_action.clone())
+        sql.record_action
+            .query()
             .bind(self.name)
             .bind(number)
             .bind("rebuild")
@@ -226,14 +222,19 @@ impl Model {
             statements.push(schema.verbatim(self.indexes));
         }
         for statement in statements {
-            sqlx::raw_sql(statement).execute(&mut *conn).await.map_err(|error| self.refused(schema, error))?;
+            sqlx::raw_sql(statement.text()).execute(&mut *conn).await.map_err(|error| self.refused(schema, error))?;
         }
-        sqlx::query(text(include_str!("../sql/place_read_model.sql")))
+        text(include_str!("../sql/place_read_model.sql"))
+            .query()
             .bind(generation.partitions)
             .execute(&mut *conn)
             .await
             .map_err(&what)?;
-        sqlx::query(store.inner.sql.create_generation.clone())
+        store
+            .inner
+            .sql
+            .create_generation
+            .query()
             .bind(self.name)
             .bind(self.kind)
             .bind(&self.definition)
@@ -273,7 +274,11 @@ impl Model {
         others: &[&'static str],
         conn: &mut PgConnection,
     ) -> Result<(), StoreError> {
-        let names: Vec<String> = sqlx::query_scalar(store.inner.sql.list_unregistered.clone())
+        let names: Vec<String> = store
+            .inner
+            .sql
+            .list_unregistered
+            .scalar()
             .bind(&self.definition)
             .bind(others)
             .fetch_all(conn)

@@ -37,10 +37,9 @@ pub(super) struct Shadow {
 /// rebuilds, which may take as long as an index takes.
 /// Returns whether there was anything.
 async fn do_chores(store: &Annals, followers: &[Registered], shadows: bool) -> Result<bool, StoreError> {
-    let what = "look for what is to be rebuilt";
     let names: Vec<&str> = followers.iter().map(|follower| follower.model.name).collect();
-    let listing = sqlx::query(store.inner.sql.list_chores.clone()).bind(names).fetch_all(&store.inner.reads);
-    let rows = within(store.config().read_deadline, what, listing).await?.map_err(StoreError::on(what))?;
+    let listing = store.inner.sql.list_chores.query().bind(names);
+    let rows = store.inner.reads.all("look for what is to be rebuilt", listing).await?;
     for row in &rows {
         let (name, chore): (&str, &str) = (row.get(0), row.get(1));
         let model = followers.iter().find(|follower| follower.model.name == name && follower.runs);
@@ -71,12 +70,12 @@ async fn begin(store: &Annals, model: &Model) -> Result<(), StoreError> {
     let what = StoreError::on("begin a rebuild");
     let sql = &store.inner.sql;
     let mut conn = connect_shortly(store).await?;
-    let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
-    let locking = sqlx::query(sql.lock_follower.clone()).bind(model.live.as_str());
+    let mut tx = conn.begin_with(sql.begin_read_committed.text()).await.map_err(&what)?;
+    let locking = sql.lock_follower.query().bind(model.live.as_str());
     let number: i64 = locking.fetch_one(&mut *tx).await.map_err(&what)?.get(2);
-    let taking = sqlx::query(sql.take_rebuild.clone()).bind(model.name);
+    let taking = sql.take_rebuild.query().bind(model.name);
     let Some(asked) = taking.fetch_optional(&mut *tx).await.map_err(&what)? else { return Ok(()) };
-    let known = sqlx::query(sql.read_follower.clone()).bind(model.name).fetch_one(&mut *tx).await.map_err(&what)?;
+    let known = sql.read_follower.query().bind(model.name).fetch_one(&mut *tx).await.map_err(&what)?;
     // A build of an older version leaves it to one that has the newer.
     if (model.version as i32) < known.get::<i32, _>(2).max(known.get::<Option<i32>, _>(7).unwrap_or_default()) {
         return Ok(());
@@ -96,7 +95,7 @@ async fn progress(
     model: &Model,
     shadow: &Shadow,
 ) -> Result<Option<(i64, bool)>, StoreError> {
-    let reading = sqlx::query(store.inner.sql.read_shadow.clone()).bind(model.name).bind(shadow.generation);
+    let reading = store.inner.sql.read_shadow.query().bind(model.name).bind(shadow.generation);
     let row = reading.fetch_optional(conn).await.map_err(StoreError::on("read how far a shadow has come"))?;
     Ok(row.map(|row| (row.get(0), row.get(1))))
 }
@@ -106,8 +105,7 @@ async fn finish(store: &Annals, model: &Model, shadow: &Shadow) -> Result<(), St
     let what = StoreError::on("finish a rebuild");
     let sql = &store.inner.sql;
     let mut conn = connect(&store.inner.options, store.config().connect_deadline).await?;
-    let last: i64 =
-        sqlx::query_scalar(sql.read_last_position.clone()).bind(i64::MAX).fetch_one(&mut conn).await.map_err(&what)?;
+    let last: i64 = sql.read_last_position.scalar().bind(i64::MAX).fetch_one(&mut conn).await.map_err(&what)?;
     let is_near = |position: i64| last - position < NEAR;
     if let Some((position, false)) = progress(&mut conn, store, model, shadow).await?
         && is_near(position)
@@ -132,22 +130,26 @@ async fn add_indexes(
 ) -> Result<(), StoreError> {
     let what = StoreError::on("make the indexes of a read model");
     let schema = StoreName::stored(shadow.schema.clone());
-    let mut tx = conn.begin_with(store.inner.sql.begin_read_committed.clone()).await.map_err(&what)?;
-    sqlx::query(store.inner.sql.lock_follower.clone()).bind(schema.as_str()).execute(&mut *tx).await.map_err(&what)?;
+    let mut tx = conn.begin_with(store.inner.sql.begin_read_committed.text()).await.map_err(&what)?;
+    store.inner.sql.lock_follower.query().bind(schema.as_str()).execute(&mut *tx).await.map_err(&what)?;
     // Another process may have been faster.
     if !matches!(progress(&mut tx, store, model, shadow).await?, Some((_, false))) {
         return Ok(());
     }
     let path = format!("\"{}\", pg_temp", schema.as_str());
-    sqlx::query(store.inner.sql.set_search_path.clone()).bind(path).execute(&mut *tx).await.map_err(&what)?;
-    if let Err(error) = sqlx::raw_sql(schema.verbatim(model.indexes)).execute(&mut *tx).await {
+    store.inner.sql.set_search_path.query().bind(path).execute(&mut *tx).await.map_err(&what)?;
+    if let Err(error) = sqlx::raw_sql(schema.verbatim(model.indexes).text()).execute(&mut *tx).await {
         drop(tx);
         return match model.refused(&schema, error) {
             StoreError::Unfit(text) => halt(store, model, shadow, &text).await,
             passing => Err(passing),
         };
     }
-    sqlx::query(store.inner.sql.set_indexed.clone())
+    store
+        .inner
+        .sql
+        .set_indexed
+        .query()
         .bind(model.name)
         .bind(shadow.generation)
         .execute(&mut *tx)
@@ -155,7 +157,7 @@ async fn add_indexes(
         .map_err(&what)?;
     tx.commit().await.map_err(&what)?;
     // Plans of the first readers rest on it.
-    let tables = sqlx::query_scalar(store.inner.sql.list_analyses.clone());
+    let tables = store.inner.sql.list_analyses.scalar();
     let analyses: Vec<String> = tables.bind(schema.as_str()).fetch_all(&mut *conn).await.map_err(&what)?;
     for analyse in analyses {
         sqlx::raw_sql(AssertSqlSafe(analyse).into_sql_str()).execute(&mut *conn).await.map_err(&what)?;
@@ -166,15 +168,17 @@ async fn add_indexes(
 /// Halts a shadow, for a reason that somebody has to see to.
 async fn halt(store: &Annals, model: &Model, shadow: &Shadow, reason: &str) -> Result<(), StoreError> {
     tracing::error!(follower = model.name, reason, "a rebuild halts");
-    let what = "halt a rebuild";
-    let halting = sqlx::query(store.inner.sql.halt_generation.clone())
+    let halting = store
+        .inner
+        .sql
+        .halt_generation
+        .query()
         .bind(model.name)
         .bind(shadow.generation)
         .bind(reason)
         .bind(0_i32)
-        .bind(None::<uuid::Uuid>)
-        .execute(&store.inner.followers);
-    within(store.config().read_deadline, what, halting).await?.map(drop).map_err(StoreError::on(what))
+        .bind(None::<uuid::Uuid>);
+    store.inner.followers.execute("halt a rebuild", halting).await.map(drop)
 }
 
 /// Puts the shadow in the live model's place, if it shows all that the live one shows.
@@ -183,15 +187,15 @@ async fn swap(store: &Annals, model: &Model, shadow: &Shadow, conn: &mut PgConne
     let sql = &store.inner.sql;
     let live = model.live.as_str();
     // The live model is held for a moment only: as long as the shadow is not there, it is let go on.
-    let reading = sqlx::query(sql.read_positions.clone()).bind(vec![model.name]).fetch_all(&mut *conn);
+    let reading = sql.read_positions.query().bind(vec![model.name]).fetch_all(&mut *conn);
     let most = reading.await.map_err(&what)?.iter().map(|row| row.get::<i64, _>(3)).max();
     match (progress(conn, store, model, shadow).await?, most) {
         (Some((position, true)), Some(most)) if position >= most => {}
         _ => return Ok(()),
     }
-    let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
-    sqlx::query(sql.lock_follower.clone()).bind(live).execute(&mut *tx).await.map_err(&what)?;
-    let held = sqlx::query(sql.lock_live.clone()).bind(model.name).fetch_all(&mut *tx).await.map_err(&what)?;
+    let mut tx = conn.begin_with(sql.begin_read_committed.text()).await.map_err(&what)?;
+    sql.lock_follower.query().bind(live).execute(&mut *tx).await.map_err(&what)?;
+    let held = sql.lock_live.query().bind(model.name).fetch_all(&mut *tx).await.map_err(&what)?;
     let positions = held.iter().map(|row| row.get::<i64, _>(1));
     let (Some(row), Some(most)) = (held.first(), positions.max()) else { return Ok(()) };
     let old: i64 = row.get(0);
@@ -204,8 +208,7 @@ async fn swap(store: &Annals, model: &Model, shadow: &Shadow, conn: &mut PgConne
             _ => return Ok(()),
         }
     }
-    let dependents: Vec<String> =
-        sqlx::query_scalar(sql.list_dependents.clone()).bind(live).fetch_all(&mut *tx).await.map_err(&what)?;
+    let dependents: Vec<String> = sql.list_dependents.scalar().bind(live).fetch_all(&mut *tx).await.map_err(&what)?;
     if !dependents.is_empty() {
         tx.rollback().await.map_err(&what)?;
         let reason = format!(
@@ -216,15 +219,17 @@ async fn swap(store: &Annals, model: &Model, shadow: &Shadow, conn: &mut PgConne
         return halt(store, model, shadow, &reason).await;
     }
     let old_schema = model.live.shadow(old);
-    sqlx::query(sql.prepare_swap.clone())
+    sql.prepare_swap
+        .query()
         .bind(live)
         .bind(&shadow.schema)
         .bind(old_schema.as_str())
         .execute(&mut *tx)
         .await
         .map_err(&what)?;
-    sqlx::raw_sql(sql.swap_schemas.clone()).execute(&mut *tx).await.map_err(&what)?;
-    sqlx::query(sql.enter_swap.clone())
+    sqlx::raw_sql(sql.swap_schemas.text()).execute(&mut *tx).await.map_err(&what)?;
+    sql.enter_swap
+        .query()
         .bind(model.name)
         .bind(old)
         .bind(old_schema.as_str())
@@ -233,7 +238,7 @@ async fn swap(store: &Annals, model: &Model, shadow: &Shadow, conn: &mut PgConne
         .execute(&mut *tx)
         .await
         .map_err(&what)?;
-    let setting = sqlx::query(sql.set_live.clone()).bind(model.name).bind(shadow.generation).bind(live).bind(old);
+    let setting = sql.set_live.query().bind(model.name).bind(shadow.generation).bind(live).bind(old);
     if setting.execute(&mut *tx).await.map_err(&what)?.rows_affected() != 1 {
         // It was cancelled meanwhile.
         return tx.rollback().await.map_err(&what);
@@ -249,9 +254,9 @@ async fn repartition(store: &Annals, model: &Model, generation: i64, partitions:
     let what = StoreError::on("change the number of partitions");
     let sql = &store.inner.sql;
     let mut conn = connect_shortly(store).await?;
-    let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
-    sqlx::query(sql.lock_checkpoints.clone()).bind(model.name).execute(&mut *tx).await.map_err(&what)?;
-    let replacing = sqlx::query_scalar(sql.repartition.clone()).bind(model.name).bind(generation).bind(partitions);
+    let mut tx = conn.begin_with(sql.begin_read_committed.text()).await.map_err(&what)?;
+    sql.lock_checkpoints.query().bind(model.name).execute(&mut *tx).await.map_err(&what)?;
+    let replacing = sql.repartition.scalar().bind(model.name).bind(generation).bind(partitions);
     let position: Option<i64> = replacing.fetch_optional(&mut *tx).await.map_err(&what)?;
     let Some(position) = position else {
         tracing::warn!(
@@ -261,10 +266,10 @@ async fn repartition(store: &Annals, model: &Model, generation: i64, partitions:
         );
         return Ok(());
     };
-    let counting = sqlx::query(sql.count_parked.clone()).bind(model.name).bind(generation);
+    let counting = sql.count_parked.query().bind(model.name).bind(generation);
     counting.execute(&mut *tx).await.map_err(&what)?;
     let text = include_str!("../sql/replace_positions.sql");
-    let placing = sqlx::query(model.live.instantiate_model(&store.inner.name, text)).bind(partitions).bind(position);
+    let placing = model.live.instantiate_model(&store.inner.name, text).query().bind(partitions).bind(position);
     placing.execute(&mut *tx).await.map_err(&what)?;
     tx.commit().await.map_err(&what)?;
     let _ = conn.close().await;
@@ -277,28 +282,22 @@ async fn drop_schema(store: &Annals, follower: &str, generation: i64, schema: &s
     let what = StoreError::on("drop an old schema");
     let sql = &store.inner.sql;
     let mut conn = connect_shortly(store).await?;
-    let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
-    let locking = sqlx::query(sql.lock_follower.clone()).bind(schema);
+    let mut tx = conn.begin_with(sql.begin_read_committed.text()).await.map_err(&what)?;
+    let locking = sql.lock_follower.query().bind(schema);
     let may_create: bool = locking.fetch_one(&mut *tx).await.map_err(&what)?.get(1);
     if !may_create {
         return Ok(());
     }
-    let shortly = sqlx::query(sql.set_lock_deadline.clone()).bind("1s");
+    let shortly = sql.set_lock_deadline.query().bind("1s");
     shortly.execute(&mut *tx).await.map_err(&what)?;
-    let statements: Vec<String> =
-        sqlx::query_scalar(sql.drop_schema.clone()).bind(schema).fetch_all(&mut *tx).await.map_err(&what)?;
+    let statements: Vec<String> = sql.drop_schema.scalar().bind(schema).fetch_all(&mut *tx).await.map_err(&what)?;
     for statement in statements {
         if let Err(error) = sqlx::raw_sql(AssertSqlSafe(statement).into_sql_str()).execute(&mut *tx).await {
             tracing::warn!(follower, schema, %error, "an old schema could not be dropped yet");
             return Ok(());
         }
     }
-    sqlx::query(sql.forget_generation.clone())
-        .bind(follower)
-        .bind(generation)
-        .execute(&mut *tx)
-        .await
-        .map_err(&what)?;
+    sql.forget_generation.query().bind(follower).bind(generation).execute(&mut *tx).await.map_err(&what)?;
     tx.commit().await.map_err(&what)?;
     let _ = conn.close().await;
     Ok(())
@@ -314,7 +313,8 @@ pub(super) async fn keep_doing(
     for turn in 0_u64.. {
         if !shadows
             && turn.is_multiple_of(20)
-            && let Err(error) = sqlx::query(store.inner.sql.end_verify.clone()).execute(&store.inner.reads).await
+            && let Err(error) =
+                store.inner.reads.execute("end lost comparisons", store.inner.sql.end_verify.query()).await
         {
             tracing::debug!(%error, "lost comparisons could not be looked for");
         }

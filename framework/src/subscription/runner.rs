@@ -26,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
 
 use super::{
-    batch::{Applied, Batch, BatchSql, Checkpoint, Follower, Parked, Poison, Progress, Storm, Unit, Work},
+    batch::{Applied, Batch, BatchSql, Checkpoint, Follower, Letters, Parked, Poison, Progress, Storm, Unit, Work},
     failure::{Failure, FollowError, message},
     policy::{FailurePolicy, OnFailure},
     recent::{Filter, Found, Recent},
@@ -36,7 +36,7 @@ use super::{
 use crate::{
     Payload, Position, Recorded,
     error::StoreError,
-    store::{Annals, BATCH_DEADLINE, ReadLog, within},
+    store::{Annals, BATCH_DEADLINE, ReadLog, Session},
 };
 
 /// Events of one batch at most.
@@ -114,11 +114,11 @@ struct Place {
 }
 
 /// A connection that only goes back to the pool if the work on it ended well: else whatever was left on it goes with it.
-struct Taken(Option<sqlx::pool::PoolConnection<sqlx::Postgres>>);
+struct Taken(Option<Session<'static>>);
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        if let Some(conn) = self.0.take() {
+        if let Some(Session::Taken(conn)) = self.0.take() {
             drop(conn.detach());
         }
     }
@@ -354,22 +354,25 @@ impl Runner {
     async fn find_place(&mut self, epoch: u64) -> Result<Option<Place>, Failure> {
         let what = StoreError::on("read a checkpoint");
         let (sql, unit) = (&self.setting.store.inner.sql, &self.unit);
-        let reading = sqlx::query(sql.read_checkpoint.clone())
+        let reading = sql
+            .read_checkpoint
+            .query()
             .bind(unit.name)
             .bind(unit.generation)
             .bind(unit.partition)
             .bind(self.setting.owner)
-            .bind(unit.schema.as_str())
-            .fetch_optional(&self.setting.store.inner.followers);
-        let row = within(self.setting.store.config().read_deadline, "read a checkpoint", reading).await?;
-        let Some(row) = row.map_err(&what)? else { return Ok(None) };
+            .bind(unit.schema.as_str());
+        let connections = &self.setting.store.inner.followers;
+        let Some(row) = connections.optional("read a checkpoint", reading).await? else { return Ok(None) };
         let (parked, drain_to): (i64, Option<i64>) = (row.get(2), row.get(3));
         let committed = Checkpoint { position: Position::new(row.get(0)), fence: row.get(1) };
         self.parked = Arc::default();
         self.next_due = None;
         if parked > 0 {
-            let mut conn = self.setting.store.inner.followers.acquire().await.map_err(&what)?;
-            let mut keys = sqlx::query_scalar(sql.list_parked_keys.clone())
+            let mut conn = connections.acquire().await.map_err(&what)?;
+            let mut keys = sql
+                .list_parked_keys
+                .scalar()
                 .bind(unit.name)
                 .bind(unit.generation)
                 .bind(unit.partition)
@@ -384,15 +387,15 @@ impl Runner {
             self.next_due = Some(Instant::now());
         }
         if unit.shadow {
-            let reading = sqlx::query_as(sql.list_discards.clone())
+            let reading = sql
+                .list_discards
+                .query()
                 .bind(unit.name)
                 .bind(unit.generation)
                 .bind(unit.partition)
-                .bind(committed.position.get())
-                .fetch_all(&self.setting.store.inner.followers);
-            let discards: Vec<(i64, String, bool)> =
-                within(self.setting.store.config().read_deadline, "list discards", reading).await?.map_err(&what)?;
-            self.discards = Arc::new(discards.into_iter().collect());
+                .bind(committed.position.get());
+            let discards = connections.all("list discards", reading).await?;
+            self.discards = Arc::new(discards.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect());
         }
         let (drain_to, pace) = (drain_to.map(Position::new), row.get(4));
         let (read, saved_at) = (committed.position, Instant::now());
@@ -494,10 +497,16 @@ impl Runner {
         let follower = self.setting.follower.clone();
         let working = tokio::spawn(async move {
             let Some(own) = conn.0.as_mut() else { return Ok(Applied::Fenced) };
+            if own.is_lent() {
+                Letters::new(&batch).begin(own).await?;
+            }
             let applied = AssertUnwindSafe(follower.apply(&batch, own)).catch_unwind().await;
             let applied = applied.unwrap_or_else(|panic| Err(FollowError::Panicked(message(panic))));
-            if applied.is_ok() {
-                drop(conn.0.take());
+            if let Ok(applied) = &applied
+                && let Some(session) = conn.0.take()
+                && matches!(applied, Applied::Committed(_))
+            {
+                session.end().await.map_err(|error| FollowError::Store(StoreError::on("commit a batch")(error)))?;
             }
             applied
         });
@@ -531,16 +540,18 @@ impl Runner {
     /// Moves the checkpoint over events of others, or only takes a failure's traces off it.
     async fn move_checkpoint(&self, from: Checkpoint, to: Position) -> bool {
         let store = &self.setting.store;
-        let moving = sqlx::query(store.inner.sql.move_checkpoint.clone())
+        let moving = store
+            .inner
+            .sql
+            .move_checkpoint
+            .query()
             .bind(self.unit.name)
             .bind(self.unit.generation)
             .bind(self.unit.partition)
             .bind(from.fence)
             .bind(from.position.get())
-            .bind(to.get())
-            .execute(&store.inner.followers);
-        let moved = within(store.config().read_deadline, "move a checkpoint", moving).await;
-        matches!(moved, Ok(Ok(done)) if done.rows_affected() == 1)
+            .bind(to.get());
+        matches!(store.inner.followers.execute("move a checkpoint", moving).await, Ok(1))
     }
 
     fn show(&self, change: impl FnOnce(&mut Shown)) {

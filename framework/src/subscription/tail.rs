@@ -18,7 +18,7 @@ use super::{
 use crate::{
     Position,
     error::StoreError,
-    store::{Annals, ReadLog, connect, horizon, within},
+    store::{Annals, ReadLog, connect_pooled, horizon, on, within},
 };
 
 /// How long the tail waits before it connects again: longer with each failure, anew after each success.
@@ -103,12 +103,16 @@ impl Reader {
     /// Reads on one connection until it fails.
     async fn follow(&self) -> Result<Infallible, StoreError> {
         let inner = &self.store.inner;
-        let mut conn = connect(&inner.options, inner.config.connect_deadline).await?;
+        let mut conn = connect_pooled(inner).await?;
         let mut appended = inner.appender.appended.subscribe();
         let (mut read, mut last) = (Position::START, Position::START);
         let mut first = true;
         let mut held = SOON;
         loop {
+            let beginning = on(inner, &mut conn);
+            let what = "begin to read the log";
+            let beginning = within(inner.config.read_deadline, what, beginning).await?;
+            let mut conn = beginning.map_err(StoreError::on(what))?;
             let asking = horizon(&mut conn, &inner.sql);
             let horizon = within(inner.config.read_deadline, "read the safe position", asking).await??;
             if first {
@@ -127,6 +131,7 @@ impl Reader {
                 (read, last) = self.read_page(&mut conn, (read, last), safe).await?;
                 self.frontier.send_modify(|frontier| (frontier.safe, frontier.last) = (read, last));
             }
+            within(inner.config.read_deadline, what, conn.end()).await?.map_err(StoreError::on(what))?;
             // Somebody is in flight: look again soon, and less often the longer it takes.
             let in_flight = horizon.safe < horizon.drawn;
             held = if in_flight && !moved { (held * 2).min(inner.config.poll_interval) } else { SOON };
@@ -161,7 +166,7 @@ impl Reader {
     /// The last event at or below `safe`.
     async fn last_position(&self, conn: &mut PgConnection, safe: Position) -> Result<Position, StoreError> {
         let (inner, what) = (&self.store.inner, "read the last position");
-        let reading = sqlx::query_scalar(inner.sql.read_last_position.clone()).bind(safe.get()).fetch_one(conn);
+        let reading = inner.sql.read_last_position.scalar().bind(safe.get()).fetch_one(conn);
         let last = within(inner.config.read_deadline, what, reading).await?;
         last.map(Position::new).map_err(StoreError::on(what))
     }

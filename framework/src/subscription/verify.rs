@@ -98,8 +98,8 @@ impl<'v> Shadow<'v> {
         let what = StoreError::on("begin a comparison");
         let sql = &store.inner.sql;
         let mut conn = connect(&store.inner.options, store.config().connect_deadline).await?;
-        let mut tx = conn.begin_with(sql.begin_read_committed.clone()).await.map_err(&what)?;
-        let locking = sqlx::query(sql.lock_follower.clone()).bind(model.live.as_str());
+        let mut tx = conn.begin_with(sql.begin_read_committed.text()).await.map_err(&what)?;
+        let locking = sql.lock_follower.query().bind(model.live.as_str());
         let row = locking.fetch_one(&mut *tx).await.map_err(&what)?;
         let (may_create, generation): (bool, i64) = (row.get(1), row.get(2));
         if !may_create {
@@ -108,7 +108,7 @@ impl<'v> Shadow<'v> {
                 format!("to verify {name} takes a schema beside it: connect as a role with CREATE on the database");
             return Err(StoreError::Unfit(refusal));
         }
-        let known = sqlx::query(sql.read_follower.clone()).bind(model.name).fetch_one(&mut *tx).await.map_err(&what)?;
+        let known = sql.read_follower.query().bind(model.name).fetch_one(&mut *tx).await.map_err(&what)?;
         let version: i32 = known.get(2);
         if version != model.version as i32 {
             return Err(StoreError::Unfit(format!(
@@ -127,7 +127,8 @@ impl<'v> Shadow<'v> {
             requested_by: None,
         };
         model.create(store, &entered, false, &mut tx).await?;
-        sqlx::query(sql.copy_discards.clone())
+        sql.copy_discards
+            .query()
             .bind(model.name)
             .bind(live.generation)
             .bind(generation)
@@ -190,27 +191,26 @@ impl<'v> Shadow<'v> {
     }
 
     async fn tables(&self, schema: &str, conn: &mut PgConnection) -> Result<Vec<(String, String)>, StoreError> {
-        let listing = sqlx::query_as(self.store.inner.sql.list_tables.clone()).bind(schema);
+        let listing = self.store.inner.sql.list_tables.typed().bind(schema);
         listing.fetch_all(conn).await.map_err(StoreError::on("list the tables of a read model"))
     }
 
     /// Takes each partition of the shadow to its position. Returns how many pairs there were.
     async fn fold(&self, tail: &Tail, positions: Vec<i64>) -> Result<i64, StoreError> {
-        let what = StoreError::on("fold a read model");
         let (sql, reads) = (&self.store.inner.sql, &self.store.inner.reads);
         let stop = CancellationToken::new();
         let _stop: DropGuard = stop.clone().drop_guard();
         let partitions = positions.len() as i32;
         for (partition, position) in (1..).zip(&positions) {
-            sqlx::query(sql.set_drain.clone())
+            let draining = sql
+                .set_drain
+                .query()
                 .bind(self.model.name)
                 .bind(self.generation)
                 .bind(partition)
                 .bind(self.process)
-                .bind(position)
-                .execute(reads)
-                .await
-                .map_err(&what)?;
+                .bind(position);
+            reads.execute("begin a comparison", draining).await?;
             let unit = Unit {
                 name: self.model.name,
                 generation: self.generation,
@@ -223,12 +223,8 @@ impl<'v> Shadow<'v> {
         }
         let (mut moved, mut last) = (Instant::now(), -1);
         loop {
-            let rows = sqlx::query(sql.read_places.clone())
-                .bind(self.model.name)
-                .bind(self.generation)
-                .fetch_all(reads)
-                .await
-                .map_err(&what)?;
+            let reading = sql.read_places.query().bind(self.model.name).bind(self.generation);
+            let rows = reads.all("fold a read model", reading).await?;
             if rows.len() != positions.len() {
                 return Err(StoreError::Unfit(format!(
                     "the comparison of {} was ended: its lease lapsed, or the model was renamed or forgotten; try again",
@@ -274,13 +270,8 @@ impl<'v> Shadow<'v> {
     }
 
     async fn retire(&self) -> Result<(), StoreError> {
-        sqlx::query(self.store.inner.sql.retire_generation.clone())
-            .bind(self.model.name)
-            .bind(self.generation)
-            .execute(&self.store.inner.reads)
-            .await
-            .map(drop)
-            .map_err(StoreError::on("end a comparison"))
+        let retiring = self.store.inner.sql.retire_generation.query().bind(self.model.name).bind(self.generation);
+        self.store.inner.reads.execute("end a comparison", retiring).await.map(drop)
     }
 }
 
@@ -293,7 +284,7 @@ impl Verified {
 
 async fn read_live(store: &Annals, model: &Model, conn: &mut PgConnection) -> Result<Live, StoreError> {
     let text = model.live.instantiate_model(&store.inner.name, include_str!("../sql/read_live.sql"));
-    let rows = sqlx::query(text).bind(model.name).fetch_all(conn).await;
+    let rows = text.query().bind(model.name).fetch_all(conn).await;
     let rows = rows.map_err(StoreError::on("read what is live"))?;
     let partition = |row: &PgRow| (row.get("position"), row.get("pairs"), row.get("letters"));
     Ok(Live {
@@ -340,5 +331,5 @@ fn rows<'c>(
     conn: &'c mut PgConnection,
 ) -> impl Stream<Item = Result<(String, String), StoreError>> + 'c {
     let statement = AssertSqlSafe(statement.to_owned()).into_sql_str();
-    sqlx::query_as(statement).fetch(conn).map_err(StoreError::on("compare rows"))
+    sqlx::query_as(statement).persistent(false).fetch(conn).map_err(StoreError::on("compare rows"))
 }

@@ -9,7 +9,7 @@ use sqlx::postgres::PgListener;
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{Annals, pool, within};
+use crate::store::{Annals, pool};
 
 /// The shortest time between two wake-ups of one process.
 const INTERVAL: Duration = Duration::from_millis(20);
@@ -70,9 +70,8 @@ pub(crate) async fn send(store: Annals, stop: CancellationToken) {
 
 /// Sends one hint. Losing it costs the poll interval.
 pub(super) async fn tell(store: &Annals, channel: &str) {
-    let hint = sqlx::query(store.inner.sql.notify_appended.clone()).bind(channel);
-    let sent = within(store.config().read_deadline, "send a wake-up", hint.execute(&store.inner.reads)).await;
-    if !matches!(sent, Ok(Ok(_))) {
-        tracing::debug!(?sent, "a wake-up could not be sent");
+    let hint = store.inner.sql.notify_appended.query().bind(channel);
+    if let Err(error) = store.inner.reads.execute("send a wake-up", hint).await {
+        tracing::debug!(%error, "a wake-up could not be sent");
     }
 }

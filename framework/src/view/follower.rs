@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use sqlx::{Connection, PgConnection, Row, SqlStr};
+use sqlx::{PgConnection, Row};
 
 use self::{
     fold::{Decoded, Documents, fold},
@@ -20,7 +20,7 @@ use crate::{
     BoxError, Change, Id, Payload, PayloadLimits, Position, Recorded, View,
     error::StoreError,
     event::{contract::Contracts, encode::to_json},
-    sql::StoreName,
+    sql::{Statement, StoreName},
     store::Annals,
     subscription::{Applied, Batch, Checkpoint, FollowError, Follower, Letters, Model, Unit, Work, guarded},
 };
@@ -34,11 +34,11 @@ const STORED_AT_ONCE: usize = 10_000;
 /// The statements of one view, for its schema.
 #[derive(Debug, Clone)]
 pub(crate) struct ViewSql {
-    load: SqlStr,
-    apply: SqlStr,
-    pub(crate) get: SqlStr,
-    pub(crate) list: SqlStr,
-    pub(crate) count: SqlStr,
+    load: Statement,
+    apply: Statement,
+    pub(crate) get: Statement,
+    pub(crate) list: Statement,
+    pub(crate) count: Statement,
 }
 
 impl ViewSql {
@@ -85,7 +85,7 @@ struct ViewFollower<V> {
     sql: ViewSql,
     contracts: Arc<Contracts>,
     limits: PayloadLimits,
-    store_documents: SqlStr,
+    store_documents: Statement,
     kept: Mutex<Kept<V>>,
     held: Mutex<Option<Held<V>>>,
 }
@@ -130,7 +130,10 @@ impl<V: View> ViewFollower<V> {
         keys: &[&str],
         conn: &mut PgConnection,
     ) -> Result<Vec<(String, Result<V, FollowError>)>, FollowError> {
-        let rows = sqlx::query(self.sql.load.clone())
+        let rows = self
+            .sql
+            .load
+            .query()
             .bind(keys)
             .fetch_all(conn)
             .await
@@ -306,7 +309,7 @@ impl<V: View> ViewFollower<V> {
             self.send(batch, letters.counts(), (&stored, &texts, &removed), conn).await?
         } else {
             let what = |error| FollowError::Store(StoreError::on("store documents")(error));
-            let mut tx = conn.begin_with(batch.sql.level.clone()).await.map_err(what)?;
+            let mut tx = batch.sql.transaction(conn).await.map_err(what)?;
             letters.begin(&mut tx).await?;
             let moved = self.send(batch, letters.counts(), (&stored, &texts, &removed), &mut tx).await?;
             if moved {
@@ -332,7 +335,7 @@ impl<V: View> ViewFollower<V> {
         let mut documents: Vec<(String, Option<V>)> = held.documents.into_iter().collect();
         // In the order of the index.
         documents.sort_unstable_by(|(key, _), (other, _)| key.cmp(other));
-        let mut tx = conn.begin_with(batch.sql.level.clone()).await.map_err(what)?;
+        let mut tx = batch.sql.transaction(conn).await.map_err(what)?;
         let letters = Letters::new(batch);
         letters.begin(&mut tx).await?;
         let removed: Vec<&str> =
@@ -348,7 +351,7 @@ impl<V: View> ViewFollower<V> {
                 texts.push(text.map_err(|error| FollowError::Handler(BoxError::from(error)))?);
                 keys.push(key.as_str());
             }
-            let storing = sqlx::query(self.store_documents.clone()).bind(keys).bind(texts);
+            let storing = self.store_documents.query().bind(keys).bind(texts);
             storing.execute(&mut *tx).await.map_err(what)?;
         }
         tx.commit().await.map_err(what)?;
@@ -363,7 +366,9 @@ impl<V: View> ViewFollower<V> {
         conn: &mut PgConnection,
     ) -> Result<bool, FollowError> {
         let unit = &batch.unit;
-        sqlx::query_scalar(self.sql.apply.clone())
+        self.sql
+            .apply
+            .scalar()
             .bind(unit.name)
             .bind(unit.generation)
             .bind(unit.partition)

@@ -21,7 +21,7 @@ use crate::{
 
 /// The shop, as a process of its own would run it.
 async fn shop(url: &str, change: impl FnOnce(&mut Config)) -> App {
-    let mut config = Config::new(url);
+    let mut config = crate::kit::config(url);
     change(&mut config);
     open_with(config).await.app().aggregate::<Order>().view::<Spend>().projector(Journal).start().await.unwrap()
 }

@@ -59,7 +59,7 @@ async fn a_process_may_run_some_followers_or_none_and_wait_for_all() {
     assert!(waited.is_err(), "nobody runs it: {waited:?}");
     assert_eq!(status(&web, "spend").state, FollowerState::Starting);
 
-    let worker = open_with(Config { application_name: "worker".into(), ..Config::new(database.url()) }).await;
+    let worker = open_with(Config { application_name: "worker".into(), ..crate::kit::config(database.url()) }).await;
     let worker = builder(worker).follow(Follow::Only(vec!["spend".into()])).start().await.unwrap();
     web.wait_for("spend", placed.position, LONG).await.unwrap();
     assert_eq!(owners(&web).await, [("journal".into(), None), ("spend".into(), Some("worker".into()))]);

@@ -37,7 +37,7 @@ pub(crate) async fn process(url: &str, name: &str) -> App {
 }
 
 async fn start(url: &str, name: &str, follow: Follow) -> App {
-    let store = open_with(Config { application_name: name.into(), ..Config::new(url) }).await;
+    let store = open_with(Config { application_name: name.into(), ..crate::kit::config(url) }).await;
     let builder = store.app().aggregate::<Order>().view::<Spend>().projector(Journal).projector(Slow);
     builder.follow(follow).start().await.unwrap()
 }

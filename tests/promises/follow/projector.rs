@@ -217,8 +217,11 @@ impl<const NTH: usize> Projector for Crowd<NTH> {
 #[tokio::test(flavor = "multi_thread")]
 async fn followers_wait_for_their_turn_and_do_not_call_it_a_failure() {
     let database = database().await;
-    let config =
-        Config { follower_connections: 1, connect_deadline: Duration::from_secs(2), ..Config::new(database.url()) };
+    let config = Config {
+        follower_connections: 1,
+        connect_deadline: Duration::from_secs(2),
+        ..crate::kit::config(database.url())
+    };
     let builder = crate::kit::open_with(config).await.app().aggregate::<Order>();
     let app = builder.projector(Crowd::<0>).projector(Crowd::<1>).projector(Crowd::<2>).start().await.unwrap();
 

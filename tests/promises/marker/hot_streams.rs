@@ -11,7 +11,7 @@ use std::{
 };
 
 use annals::{
-    Annals, Append, BoxError, Config, ExpectedVersion, Metadata, Position, Projector, Recorded, StoreError, Version,
+    Annals, Append, BoxError, ExpectedVersion, Metadata, Position, Projector, Recorded, StoreError, Version,
     testing::database,
 };
 use futures::future::join_all;
@@ -142,7 +142,7 @@ async fn followers_miss_nothing_on_hot_streams_while_unrelated_transactions_stay
     let (database, another) = (database().await, annals::testing::database().await);
     let time = load_time(Duration::from_secs(6));
     let unrelated = [open_transaction(database.url()).await, open_transaction(another.url()).await];
-    let store = Annals::connect(Config::new(database.url())).await.unwrap();
+    let store = Annals::connect(crate::kit::config(database.url())).await.unwrap();
     let app = store.app().aggregate::<Order>().view::<Spend>().projector(Witness).start().await.unwrap();
     let (account, ended) = (Arc::new(Account::default()), Arc::new(AtomicBool::new(false)));
 

@@ -1,6 +1,6 @@
 //! The marker itself: one a transaction, gone with what it stands for, and nobody's to switch off.
 
-use annals::{Annals, Append, Config, ExpectedVersion, Metadata, StoreError, testing::database};
+use annals::{Annals, Append, ExpectedVersion, Metadata, StoreError, testing::database};
 use futures::future::join_all;
 use sqlx::{Connection, PgConnection};
 
@@ -161,7 +161,7 @@ async fn an_append_that_loses_several_races_in_a_row_still_gets_through_in_its_c
 async fn two_stores_in_one_database_do_not_hold_each_other_up() {
     let database = database().await;
     let store = open(&database).await;
-    let mut config = Config::new(database.url());
+    let mut config = crate::kit::config(database.url());
     config.store = "shop".into();
     let shop = Annals::connect(config).await.unwrap();
     let mut conn = connect(database.url()).await;

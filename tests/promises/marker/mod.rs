@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use annals::{Annals, Config, NewEvent, Position, StreamId, testing::TestDatabase};
+use annals::{Annals, NewEvent, Position, StreamId, testing::TestDatabase};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 /// How long a test waits for what must come.
@@ -41,7 +41,7 @@ fn tell(text: &str) {
 }
 
 async fn open(database: &TestDatabase) -> Annals {
-    Annals::connect(Config::new(database.url())).await.unwrap()
+    Annals::connect(crate::kit::config(database.url())).await.unwrap()
 }
 
 async fn connect(url: &str) -> PgConnection {

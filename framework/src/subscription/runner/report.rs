@@ -8,7 +8,6 @@ use tokio::time::sleep;
 use super::{Place, Runner};
 use crate::{
     Position,
-    store::within,
     subscription::{failure::Failure, status::FollowerState},
 };
 
@@ -46,7 +45,11 @@ impl Runner {
     /// Lets the store show a failure to whoever is not in this process.
     pub(super) async fn record(&self, error: &str, position: Option<Position>, attempts: u32, pause: Duration) {
         let store = &self.setting.store;
-        let recording = sqlx::query(store.inner.sql.record_failure.clone())
+        let recording = store
+            .inner
+            .sql
+            .record_failure
+            .query()
             .bind(self.unit.name)
             .bind(self.unit.generation)
             .bind(self.unit.partition)
@@ -54,11 +57,9 @@ impl Runner {
             .bind(attempts as i32)
             .bind(error)
             .bind(position.map(Position::get))
-            .bind(pause.as_secs_f64())
-            .execute(&store.inner.followers);
-        let recorded = within(store.config().read_deadline, "record a failure", recording).await;
-        if !matches!(recorded, Ok(Ok(_))) {
-            tracing::debug!(?recorded, "a follower's failure could not be recorded");
+            .bind(pause.as_secs_f64());
+        if let Err(error) = store.inner.followers.execute("record a failure", recording).await {
+            tracing::debug!(%error, "a follower's failure could not be recorded");
         }
     }
 
@@ -67,14 +68,17 @@ impl Runner {
         tracing::error!(follower = self.unit.name, reason, "a follower halts");
         let store = &self.setting.store;
         loop {
-            let halting = sqlx::query(store.inner.sql.halt_generation.clone())
+            let halting = store
+                .inner
+                .sql
+                .halt_generation
+                .query()
                 .bind(self.unit.name)
                 .bind(self.unit.generation)
                 .bind(reason)
                 .bind(self.unit.partition)
-                .bind(self.setting.owner)
-                .execute(&store.inner.followers);
-            if let Ok(Ok(_)) = within(store.config().read_deadline, "halt a follower", halting).await {
+                .bind(self.setting.owner);
+            if store.inner.followers.execute("halt a follower", halting).await.is_ok() {
                 break;
             }
             tokio::select! {

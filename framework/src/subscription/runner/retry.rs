@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{Place, Runner};
 use crate::{
     error::StoreError,
-    store::{Names, recorded, within},
+    store::{Names, recorded},
     subscription::{
         batch::{Applied, Letter, Poison, Work},
         failure::Failure,
@@ -42,31 +42,31 @@ impl Runner {
 
     /// Tries parked events again that are due, key by key, each in order. Returns whether the place is still good.
     pub(super) async fn retry_due(&mut self, place: &mut Place) -> Result<bool, Failure> {
-        let (sql, unit, store) =
-            (self.setting.store.inner.sql.list_due.clone(), self.unit.clone(), self.setting.store.clone());
-        let (pool, deadline) = (&store.inner.followers, store.config().read_deadline);
-        let reading =
-            sqlx::query(sql).bind(unit.name).bind(unit.generation).bind(unit.partition).bind(20_i64).fetch_all(pool);
-        let rows = within(deadline, "list what is to be tried again", reading).await?;
-        let rows = rows.map_err(StoreError::on("list what is to be tried again"))?;
+        let (unit, store) = (self.unit.clone(), self.setting.store.clone());
+        let listing = store.inner.sql.list_due.query();
+        let listing = listing.bind(unit.name).bind(unit.generation).bind(unit.partition).bind(20_i64);
+        let rows = store.inner.followers.all("list what is to be tried again", listing).await?;
         // Whoever makes something due says so, or the next look of the process finds it.
         self.next_due = (!rows.is_empty()).then(Instant::now);
         for row in rows {
             let (key, by_stream, attempts): (String, bool, i32) = (row.get(0), row.get(1), row.get(3));
             // After a failure one by one: what comes before the event that fails must take effect.
             let limit = if attempts > 0 { 1 } else { RETRIED };
-            let reading = sqlx::query(store.inner.sql.read_parked.clone())
+            let reading = store
+                .inner
+                .sql
+                .read_parked
+                .query()
                 .bind(unit.name)
                 .bind(unit.generation)
                 .bind(unit.partition)
                 .bind(&key)
                 .bind(by_stream)
-                .bind(limit as i64)
-                .fetch_all(pool);
-            let rows = within(deadline, "read parked events", reading).await?;
+                .bind(limit as i64);
+            let rows = store.inner.followers.all("read parked events", reading).await?;
             let mut names = Names::default();
-            let events = rows.and_then(|rows| rows.iter().map(|row| recorded(row, &mut names).map(Arc::new)).collect());
-            let events: Vec<_> = events.map_err(StoreError::on("read parked events"))?;
+            let events = rows.iter().map(|row| recorded(row, &mut names).map(Arc::new)).collect::<Result<Vec<_>, _>>();
+            let events = events.map_err(StoreError::on("read parked events"))?;
             let (from, to) = (place.committed, place.committed.position);
             let mut poison = vec![];
             let mut events = events;

@@ -1,0 +1,11 @@
+-- Behind a pooler in transaction mode: takes away the prepared statements that a projector's code, this one's or another
+-- client's, left on the server connection. A client counts its names from 1, and so does the next one.
+do $$
+declare
+  statement text;
+begin
+  for statement in select name from pg_prepared_statements where name like 'sqlx\_s\_%' loop
+    execute format('deallocate %I', statement);
+  end loop;
+end
+$$
