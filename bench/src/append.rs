@@ -17,19 +17,19 @@ const PER_STREAM: usize = 10;
 const STORE: &str = "bench_append";
 
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
-enum CounterEvent {
+pub(crate) enum CounterEvent {
     Counted { note: String },
 }
 impl Event for CounterEvent {}
 
 #[derive(Serialize)]
-struct Count {
+pub(crate) struct Count {
     events: usize,
     note: String,
 }
 
 #[derive(Default, Serialize, Deserialize)]
-struct Counter {
+pub(crate) struct Counter {
     counted: u64,
 }
 
@@ -71,11 +71,23 @@ pub(crate) async fn append_to(
     callers: usize,
     seconds: u64,
 ) -> Result<Figures, BoxError> {
+    let until = after(seconds);
+    append_while(annals, note, events, callers, || Instant::now() < until).await
+}
+
+/// The same for as long as `go_on` says so.
+pub(crate) async fn append_while(
+    annals: &Annals,
+    note: &str,
+    events: usize,
+    callers: usize,
+    go_on: impl Fn() -> bool,
+) -> Result<Figures, BoxError> {
     let payload = format!("{{\"note\":\"{note}\"}}");
-    let call = async |until: Instant| -> Result<Vec<u64>, BoxError> {
+    let call = async || -> Result<Vec<u64>, BoxError> {
         let mut latencies = vec![];
-        while Instant::now() < until {
-            let stream = StreamId::of("bench", Uuid::now_v7())?;
+        while go_on() {
+            let stream = StreamId::of(Counter::TYPE, Uuid::now_v7())?;
             for nth in 0..PER_STREAM {
                 let new = (0..events).map(|_| NewEvent::new("Counted", payload.clone())).collect();
                 let expected = Version::new((nth * events) as i64);
@@ -86,7 +98,7 @@ pub(crate) async fn append_to(
         }
         Ok(latencies)
     };
-    run(events, callers, seconds, call).await
+    run(events, callers, call).await
 }
 
 /// The same as full commands: load, decide, append. With `ids`, each has a command id from outside.
@@ -101,8 +113,8 @@ pub(crate) async fn command(
     let annals = Annals::connect(config(server)).await?;
     let app: App = annals.app().aggregate::<Counter>().start().await?;
     server.settle().await?;
-    let note = note();
-    let call = async |until: Instant| -> Result<Vec<u64>, BoxError> {
+    let (note, until) = (note(), after(seconds));
+    let call = async || -> Result<Vec<u64>, BoxError> {
         let mut latencies = vec![];
         while Instant::now() < until {
             let id = Uuid::now_v7();
@@ -115,7 +127,7 @@ pub(crate) async fn command(
         }
         Ok(latencies)
     };
-    let figures = run(events, callers, seconds, call).await;
+    let figures = run(events, callers, call).await;
     app.shutdown().await;
     figures
 }
@@ -124,12 +136,15 @@ fn config(server: &Server) -> Config {
     Config { store: STORE.into(), ..server::config(server.url()) }
 }
 
-async fn run<F>(events: usize, callers: usize, seconds: u64, call: F) -> Result<Figures, BoxError>
+fn after(seconds: u64) -> Instant {
+    Instant::now() + Duration::from_secs(seconds)
+}
+
+async fn run<F>(events: usize, callers: usize, call: F) -> Result<Figures, BoxError>
 where
-    F: AsyncFn(Instant) -> Result<Vec<u64>, BoxError>,
+    F: AsyncFn() -> Result<Vec<u64>, BoxError>,
 {
     let start = Instant::now();
-    let until = start + Duration::from_secs(seconds);
-    let all = futures::future::try_join_all((0..callers).map(|_| call(until))).await?;
+    let all = futures::future::try_join_all((0..callers).map(|_| call())).await?;
     Ok(Figures::of(all.concat(), events, start.elapsed()))
 }

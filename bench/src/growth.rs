@@ -90,10 +90,9 @@ async fn along(
     if axis == "events" {
         plans(server, &store, events).await?;
     }
-    forget_peak();
     let view = build(server, &store, (Model::View, Way::CatchUp), events).await?;
     curves.add(axis, x, "view", "events/s", view.per_s)?;
-    curves.add(axis, x, "view", "MB resident", peak().unwrap_or_default())?;
+    curves.add(axis, x, "view", "MB resident", view.resident_mb.unwrap_or_default() as f64)?;
     let loads = load_some(server, &store, streams.min(1_000), events / streams).await?;
     curves.add(axis, x, "load", "events/s", loads.per_s)?;
     if let Some(p50) = loads.p50_us {
@@ -179,7 +178,7 @@ async fn followers(server: &Server, seconds: u64, curves: &mut Curves) -> Result
     for followers in [1, 10, 50] {
         let store = "bench_followers";
         fill(server, store, events, events / 10, Order::Written).await?;
-        forget_peak();
+        server::forget_peak();
         let annals = connect(server, store).await?;
         let end = annals.horizon().await?.safe;
         let start = std::time::Instant::now();
@@ -190,7 +189,8 @@ async fn followers(server: &Server, seconds: u64, curves: &mut Curves) -> Result
         server.settle().await?;
         let appends = append_to(&annals, &note(), 1, 32, seconds).await?;
         curves.add("followers", followers, "append, 32 callers", "events/s", appends.per_s)?;
-        curves.add("followers", followers, "process", "MB resident", peak().unwrap_or_default())?;
+        let resident_mb = server::own_peak().unwrap_or_default() as f64;
+        curves.add("followers", followers, "process", "MB resident", resident_mb)?;
         app.shutdown().await;
         for name in &NAMES[..followers] {
             server.drop_store(&format!("{store}_{name}")).await?;
@@ -258,14 +258,4 @@ fn cpu_seconds() -> f64 {
     let own = stat(Path::new("/proc/self")).map_or(0.0, |(_, seconds)| seconds);
     let all = fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| stat(&entry.ok()?.path()));
     own + all.filter(|(name, _)| name == "postgres").map(|(_, seconds)| seconds).sum::<f64>()
-}
-
-/// Lets the system count the most memory from now on.
-fn forget_peak() {
-    let _ = fs::write("/proc/self/clear_refs", "5");
-}
-
-/// The most memory that this process has had since, in MB; none where the system does not say.
-fn peak() -> Option<f64> {
-    server::peak(Path::new("/proc/self/status")).map(|mb| mb as f64)
 }

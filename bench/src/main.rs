@@ -7,12 +7,15 @@
 //! ```
 //!
 //! Appends and commands stand beside `pgbench` inserting the same row shape, reads and read models beside a bare sqlx read
-//! of the same rows, the import beside single commands.
+//! of the same rows, the import beside single commands. Appends beside a rebuild or followers in trouble stand beside the same
+//! without, a read model with poison beside one without, and one that wants little beside one that wants all.
 
 mod append;
+mod beside;
 mod growth;
 mod import;
 mod measure;
+mod models;
 mod pgbench;
 mod plans;
 mod read;
@@ -26,6 +29,7 @@ use clap::{Parser, Subcommand};
 use comfy_table::Table;
 
 use crate::{
+    beside::Trouble,
     import::Import,
     measure::{Comparison, Figures},
     pgbench::Pgbench,
@@ -47,7 +51,7 @@ struct Arguments {
     /// How long one measurement of appends or commands takes.
     #[arg(long, default_value_t = 4)]
     seconds: u64,
-    /// How many events a read model catches up over, ten to a stream.
+    /// How many events a read model catches up over, or is rebuilt from, ten to a stream.
     #[arg(long, default_value_t = 1_000_000)]
     events: usize,
     /// The orders to import, as the example takes them; the sample over and over if none are given.
@@ -96,10 +100,16 @@ enum Case {
     Command { events: usize, callers: usize },
     /// Commands with an id from outside.
     CommandId { callers: usize },
+    /// Appends beside a rebuild.
+    DuringRebuild,
+    /// Appends beside followers that are dead or fail.
+    Beside(Trouble),
     /// Aggregates of so many events.
     Load { events: usize },
     /// A read model that is built.
     CatchUp((Model, Way), Order),
+    /// A read model that is built, beside another that is.
+    Compare((Model, Model), Order),
     /// How soon a view shows what was acknowledged.
     Visible,
     /// The example's import.
@@ -113,6 +123,10 @@ const CASES: &[(&str, Case)] = &[
     ("append-1x256", Case::Append { events: 1, callers: 256 }),
     ("append-10x8", Case::Append { events: 10, callers: 8 }),
     ("append-10x32", Case::Append { events: 10, callers: 32 }),
+    ("append-during-rebuild", Case::DuringRebuild),
+    ("append-dead-followers", Case::Beside(Trouble::Dead)),
+    ("append-poison", Case::Beside(Trouble::Poison)),
+    ("append-poison-queue", Case::Beside(Trouble::Queue)),
     ("command-1x1", Case::Command { events: 1, callers: 1 }),
     ("command-1x8", Case::Command { events: 1, callers: 8 }),
     ("command-1x32", Case::Command { events: 1, callers: 32 }),
@@ -129,6 +143,9 @@ const CASES: &[(&str, Case)] = &[
     ("rebuild-view", Case::CatchUp((Model::View, Way::Rebuild), Order::Written)),
     ("rebuild-view-scattered", Case::CatchUp((Model::View, Way::Rebuild), Order::Scattered)),
     ("rebuild-projector", Case::CatchUp((Model::Projector, Way::Rebuild), Order::Written)),
+    ("poison-keys", Case::Compare((Model::Poisoned, Model::View), Order::Written)),
+    ("sparse", Case::Compare((Model::Rare, Model::Everything), Order::Mixed)),
+    ("sparse-types", Case::Compare((Model::RareType, Model::Everything), Order::Mixed)),
     ("visible", Case::Visible),
     ("import", Case::Import),
 ];
@@ -196,7 +213,8 @@ struct Bench<'b> {
 impl Bench<'_> {
     /// Ours, and the limit right after it.
     async fn run(&self, case: Case) -> Result<(Figures, Option<Figures>), BoxError> {
-        let (server, seconds) = (self.server, self.arguments.seconds);
+        let (server, seconds, log) = (self.server, self.arguments.seconds, self.arguments.events);
+        let both = |(ours, limit)| (ours, Some(limit));
         let pgbench = async |rows, callers: usize| {
             self.pgbench.run(server, rows, callers.min(MOST_CLIENTS), seconds).await.map(Some)
         };
@@ -210,11 +228,11 @@ impl Bench<'_> {
             Case::CommandId { callers } => {
                 (append::command(server, 1, callers, true, seconds).await?, pgbench(1, callers).await?)
             }
-            Case::Load { events } => read::load(server, events).await.map(|(ours, limit)| (ours, Some(limit)))?,
-            Case::CatchUp(model, order) => {
-                let (ours, limit) = read::catch_up(server, model, order, self.arguments.events).await?;
-                (ours, Some(limit))
-            }
+            Case::DuringRebuild => both(beside::in_rebuild(server, log, seconds).await?),
+            Case::Beside(trouble) => both(beside::in_trouble(server, trouble, seconds).await?),
+            Case::Load { events } => both(read::load(server, events).await?),
+            Case::CatchUp(model, order) => both(read::catch_up(server, model, order, log).await?),
+            Case::Compare(models, order) => both(read::compare(server, models, order, log).await?),
             Case::Visible => (read::visible(server, seconds).await?, None),
             Case::Import => {
                 let import = self.import.as_ref().ok_or("there is nothing to import")?;
@@ -259,4 +277,9 @@ fn print_table(results: &[Comparison]) {
         ]);
     }
     println!("{table}");
+    for result in results {
+        if let Some(note) = result.ours_median().note {
+            println!("{}: {note}", result.case);
+        }
+    }
 }

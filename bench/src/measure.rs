@@ -16,6 +16,9 @@ pub(crate) struct Figures {
     /// The most memory that the process had resident, in MB, where that is of interest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) resident_mb: Option<u64>,
+    /// What else there is to say of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) note: Option<String>,
 }
 
 impl Figures {

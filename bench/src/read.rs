@@ -13,17 +13,40 @@ use sqlx::{AssertSqlSafe, PgConnection, Row, SqlSafeStr};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
+    append::Counter,
     measure::Figures,
+    models::{Everything, Poisoned, Rare, RareType},
     server::{self, Server},
 };
 
-const LONG: Duration = Duration::from_secs(600);
+pub(crate) const LONG: Duration = Duration::from_secs(600);
 
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub(crate) enum SaleEvent {
-    Sold { customer: i64, cents: i64, note: String },
+    Sold {
+        customer: i64,
+        cents: i64,
+        note: String,
+    },
+    /// One in 1,000, where it is there.
+    Returned {
+        customer: i64,
+        cents: i64,
+    },
 }
 impl Event for SaleEvent {}
+
+impl SaleEvent {
+    pub(crate) fn customer(&self) -> i64 {
+        let (Self::Sold { customer, .. } | Self::Returned { customer, .. }) = self;
+        *customer
+    }
+
+    fn cents(&self) -> i64 {
+        let (Self::Sold { cents, .. } | Self::Returned { cents, .. }) = self;
+        *cents
+    }
+}
 
 #[derive(Default, Serialize, Deserialize)]
 pub(crate) struct Sale {
@@ -58,8 +81,7 @@ impl Aggregate for Sale {
     }
 
     fn apply(&mut self, event: &SaleEvent) {
-        let SaleEvent::Sold { cents, .. } = event;
-        self.cents += cents;
+        self.cents += event.cents();
     }
 }
 
@@ -73,13 +95,19 @@ impl View for Spend {
     type Event = SaleEvent;
 
     fn keys(recorded: &Recorded<SaleEvent>) -> Vec<Id> {
-        let SaleEvent::Sold { customer, .. } = &recorded.event;
-        vec![customer.into()]
+        vec![recorded.event.customer().into()]
     }
 
     fn apply(&mut self, _: &Id, recorded: &Recorded<SaleEvent>) -> Change {
-        let SaleEvent::Sold { cents, .. } = &recorded.event;
-        self.cents += cents;
+        self.cents += recorded.event.cents();
+        Change::Keep
+    }
+}
+
+impl Spend {
+    /// Takes an event for one of 100 cents.
+    pub(crate) fn count(&mut self) -> Change {
+        self.cents += 100;
         Change::Keep
     }
 }
@@ -96,9 +124,8 @@ impl Projector for SpendTable {
     async fn apply(&self, events: &[Recorded<SaleEvent>], conn: &mut PgConnection) -> Result<(), BoxError> {
         let (mut customers, mut amounts) = (vec![], vec![]);
         for recorded in events {
-            let SaleEvent::Sold { customer, cents, .. } = &recorded.event;
-            customers.push(*customer);
-            amounts.push(*cents);
+            customers.push(recorded.event.customer());
+            amounts.push(recorded.event.cents());
         }
         let upsert = "insert into spend as s (customer, cents) select customer, sum(cents) \
                       from unnest($1::bigint[], $2::bigint[]) as n(customer, cents) group by customer \
@@ -115,7 +142,12 @@ pub(crate) enum Order {
     Written,
     /// Anywhere: hardly two events of a stream meet in one batch.
     Scattered,
+    /// As written, and one event in 1,000 is of another category, and one of another type.
+    Mixed,
 }
+
+/// One event in so many is a rare one.
+const RARE: usize = 1_000;
 
 /// A store with `events` events, equally many to each of `streams`; the stream's number is the customer.
 ///
@@ -140,7 +172,7 @@ pub(crate) async fn fill(
     let annals = connect(server, store).await?;
     let length = events / streams;
     let stream = match order {
-        Order::Written => {
+        Order::Written | Order::Mixed => {
             // Each writes as many streams as the others.
             let writers = (1..=32).rev().find(|writers| streams.is_multiple_of(*writers)).unwrap_or(1);
             format!("n % {writers} + {writers} * (n / {})", writers * length)
@@ -148,13 +180,21 @@ pub(crate) async fn fill(
         // A permutation of 0..events that is neither sorted nor grouped: multiply by a number that has no common factor.
         Order::Scattered => format!("(n::numeric * 7368787 % {events})::bigint % {streams}"),
     };
+    let (category, event_type) = match order {
+        Order::Mixed => (
+            format!("case when n % {RARE} = 998 then 'counter' else 'sale' end"),
+            format!("case n % {RARE} when 998 then 'Counted' when 999 then 'Returned' else 'Sold' end"),
+        ),
+        _ => ("'sale'".into(), "'Sold'".into()),
+    };
     // They grow with time, as those of the store do.
     let id = "overlay(md5(n::text) placing lpad(to_hex(1700000000000 + n / 100), 12, '0') || '7' from 1)::uuid";
     let insert = format!(
         r#"insert into {store}.events (version, event_id, correlation_id, stream, event_type, payload)
-           select row_number() over (partition by stream order by n), {id}, {id},
-             'sale-' || stream, 'Sold', format('{{"customer":%s,"cents":100,"note":"%s"}}', stream, repeat('x', 190))::json
-           from (select n, {stream} as stream from generate_series(0, {events} - 1) n) s
+           select row_number() over (partition by category, stream order by n), {id}, {id}, category || '-' || stream,
+             event_type, format('{{"customer":%s,"cents":100,"note":"%s"}}', stream, repeat('x', 190))::json
+           from (select n, {stream} as stream, {category} as category, {event_type} as event_type
+                 from generate_series(0, {events} - 1) n) s
            order by n"#
     );
     sqlx::query(AssertSqlSafe(insert)).execute(&mut conn).await?;
@@ -237,6 +277,13 @@ fn micros(since: Instant) -> u64 {
 pub(crate) enum Model {
     View,
     Projector,
+    /// A view that one key in 100 is poison for.
+    Poisoned,
+    /// A view that wants every event.
+    Everything,
+    /// Views that want one event in 1,000, by its category or by its type.
+    Rare,
+    RareType,
 }
 
 /// How a read model is built: by an app that finds none, or beside the one that serves.
@@ -274,6 +321,21 @@ pub(crate) async fn catch_up(
     Ok((build(server, store, (model, way), events).await?, limit))
 }
 
+/// A read model that is built from the log's start; the limit is another over the same log.
+pub(crate) async fn compare(
+    server: &Server,
+    (ours, limit): (Model, Model),
+    order: Order,
+    events: usize,
+) -> Result<(Figures, Figures), BoxError> {
+    let store = if order == Order::Written { "bench_view" } else { "bench_mixed" };
+    fill(server, store, events, events / 10, order).await?;
+    server.settle().await?;
+    let limit = build(server, store, (limit, Way::CatchUp), events).await?;
+    server.settle().await?;
+    Ok((build(server, store, (ours, Way::CatchUp), events).await?, limit))
+}
+
 /// Builds a read model over all `events` events of `store`, and forgets it.
 pub(crate) async fn build(
     server: &Server,
@@ -282,31 +344,50 @@ pub(crate) async fn build(
     events: usize,
 ) -> Result<Figures, BoxError> {
     forget_models(server, store).await?;
+    server::forget_peak();
     let annals = connect(server, store).await?;
     let end = annals.horizon().await?.safe;
-    let app = annals.app().aggregate::<Sale>();
-    let (name, sum) = match model {
-        Model::View => (Spend::NAME, "sum((document->>'cents')::bigint)::bigint"),
-        Model::Projector => (SpendTable::NAME, "sum(cents)::bigint"),
+    let app = annals.app().aggregate::<Sale>().aggregate::<Counter>();
+    let (name, app) = match model {
+        Model::View => (Spend::NAME, app.view::<Spend>()),
+        Model::Projector => (SpendTable::NAME, app.projector(SpendTable)),
+        Model::Poisoned => (Poisoned::NAME, app.view::<Poisoned>()),
+        Model::Everything => (Everything::NAME, app.view::<Everything>()),
+        Model::Rare => (Rare::NAME, app.view::<Rare>()),
+        Model::RareType => (RareType::NAME, app.view::<RareType>()),
     };
+    let applied = match model {
+        // Ten events to a customer.
+        Model::Poisoned => events - (events / 10).div_ceil(Poisoned::EVERY) * 10,
+        Model::Rare | Model::RareType => events / RARE,
+        _ => events,
+    };
+    // Of a sparse one the positions count that it has passed, of a poisoned one what is well.
+    let counted = if model == Model::Poisoned { applied } else { events };
     let start = Instant::now();
-    let app = match model {
-        Model::View => app.view::<Spend>().start().await?,
-        Model::Projector => app.projector(SpendTable).start().await?,
-    };
+    let app = app.start().await?;
     app.wait_for(name, end, LONG).await?;
-    let mut figures = Figures::rate(events, start.elapsed());
+    let mut figures = Figures::rate(counted, start.elapsed());
     if way == Way::Rebuild {
         server.settle().await?;
         let start = Instant::now();
         rebuild(&annals, name).await?;
         figures = Figures::rate(events, start.elapsed());
     }
-    let table = if model == Model::View { "documents" } else { "spend" };
+    figures.resident_mb = server::own_peak();
+    let (sum, table) = match model {
+        Model::Projector => ("sum(cents)::bigint", "spend"),
+        _ => ("sum((document->>'cents')::bigint)::bigint", "documents"),
+    };
     let sum = format!("select {sum} from {store}_{name}.{table}");
     let sum: i64 = sqlx::query_scalar(AssertSqlSafe(sum)).fetch_one(&mut server.connect().await?).await?;
-    if sum as usize != events * 100 {
-        return Err(format!("the read model sums up to {sum} instead of {}", events * 100).into());
+    if sum as usize != applied * 100 {
+        return Err(format!("the read model sums up to {sum} instead of {}", applied * 100).into());
+    }
+    if model == Model::Poisoned {
+        let lag = annals.followers().lag().await?;
+        let parked: i64 = lag.iter().map(|lag| lag.parked).sum();
+        figures.note = Some(format!("{parked} of {events} events are parked"));
     }
     app.shutdown().await;
     forget_models(server, store).await?;
@@ -329,11 +410,10 @@ async fn rebuild(annals: &Annals, name: &str) -> Result<(), BoxError> {
 }
 
 pub(crate) async fn forget_models(server: &Server, store: &str) -> Result<(), BoxError> {
-    let mut drops: Vec<String> =
-        [Spend::NAME, SpendTable::NAME].map(|name| format!("drop schema if exists {store}_{name} cascade")).into();
-    drops.push(format!(
-        "delete from {store}.checkpoints; delete from {store}.generations; delete from {store}.followers"
-    ));
+    let names = [Spend::NAME, SpendTable::NAME, Poisoned::NAME, Everything::NAME, Rare::NAME, RareType::NAME];
+    let mut drops: Vec<String> = names.map(|name| format!("drop schema if exists {store}_{name} cascade")).into();
+    let tables = ["checkpoints", "generations", "followers", "dead_letters"];
+    drops.extend(tables.map(|table| format!("delete from {store}.{table}")));
     server.run(drops.join("; ")).await
 }
 

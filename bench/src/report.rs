@@ -74,7 +74,7 @@ fn cases(lines: &[Line], folder: &Path) -> Result<String, BoxError> {
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     let ms = |us: Option<u64>| us.map(|us| format!("{:.2}", us as f64 / 1_000.0)).unwrap_or_default();
-    let mut bars = vec![];
+    let (mut bars, mut notes) = (vec![], vec![]);
     for line in lines {
         let Line::Case { case, ours, limit, ratio } = line else { continue };
         writeln!(
@@ -91,7 +91,9 @@ fn cases(lines: &[Line], folder: &Path) -> Result<String, BoxError> {
             ours.resident_mb.map(|mb| mb.to_string()).unwrap_or_default(),
         )?;
         bars.extend(ratio.map(|ratio| (case.clone(), ratio * 100.0)));
+        notes.extend(ours.note.as_ref().map(|note| format!("\n{case}: {note}\n")));
     }
+    text.push_str(&notes.concat());
     if !bars.is_empty() {
         draw_bars(&folder.join("cases.svg"), "Annals in % of its limit", &bars)?;
     }

@@ -44,6 +44,17 @@ impl Server {
         self.run(format!("drop schema if exists {store} cascade")).await
     }
 
+    /// The same with the schemas of its read models.
+    pub(crate) async fn drop_with_models(&self, store: &str) -> Result<(), BoxError> {
+        let schemas =
+            format!("select nspname from pg_namespace where nspname = '{store}' or starts_with(nspname, '{store}_')");
+        self.run(format!(
+            "do $$ declare schema name; begin for schema in {schemas} loop \
+             execute format('drop schema %I cascade', schema); end loop; end $$"
+        ))
+        .await
+    }
+
     /// Lets the server finish what the last measurement left to do, so that the next does not pay for it.
     pub(crate) async fn settle(&self) -> Result<(), BoxError> {
         self.run("checkpoint".into()).await
@@ -64,4 +75,14 @@ pub(crate) fn peak(status: &Path) -> Option<u64> {
     let text = fs::read_to_string(status).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
+}
+
+/// Lets the system count the most memory of this process from now on.
+pub(crate) fn forget_peak() {
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
+/// The most memory that this process has had since, likewise.
+pub(crate) fn own_peak() -> Option<u64> {
+    peak(Path::new("/proc/self/status"))
 }
