@@ -249,6 +249,7 @@ statements! {
     save_snapshot,
     check_connection,
     identify,
+    read_backend,
     forget_statements,
     prepare_append_in,
     savepoint_append_in,

@@ -135,7 +135,7 @@ async fn several_streams_are_written_together_or_not_at_all() {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_appends_share_few_commits() {
     let database = database().await;
-    open(database.url()).await;
+    Annals::connect(Config::new(database.url())).await.unwrap();
     let admin = database.url().replace(database.name(), "postgres");
     let activity = format!("from pg_stat_activity where datname = '{}'", database.name());
     // The commits of a store that warms its two lanes up with an append each, and then appends `more` at once.
@@ -145,7 +145,8 @@ async fn many_appends_share_few_commits() {
         until("every connection is closed, its counts with it", async || ask(&admin, &connected).await == 0).await;
         let before = ask(&admin, &commits).await;
 
-        let config = Config { lock_deadline: LONG, ..crate::kit::config(database.url()) };
+        // Not through a pooler: that keeps its connections.
+        let config = Config { lock_deadline: LONG, ..Config::new(database.url()) };
         let store = Annals::connect(config).await.unwrap();
         let append = async |nth| store.append(&stream(format!("{name}-{nth}")), at(0), events(1)).await.unwrap();
         let mut holder = PgConnection::connect(database.url()).await.unwrap();

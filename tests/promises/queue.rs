@@ -322,7 +322,8 @@ async fn closing_a_store_writes_what_waits_and_takes_no_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_dropped_leaves_no_connection_behind() {
     let database = database().await;
-    let store = open(database.url()).await;
+    // Not through a pooler: that keeps its connections.
+    let store = Annals::connect(Config::new(database.url())).await.unwrap();
     let mut holder = PgConnection::connect(database.url()).await.unwrap();
     lock_events(&mut holder).await;
 

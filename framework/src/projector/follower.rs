@@ -140,10 +140,10 @@ impl<P: Projector> ProjectorFollower<P> {
             self.projector.apply(&events, &mut tx).await.map_err(FollowError::Handler)?;
         }
         // Postgres answers COMMIT of a broken transaction with a rollback, and calls that a success.
-        let same = self.end.scalar().bind(transaction).fetch_one(&mut *tx).await;
-        match same {
-            Ok(true) => {}
-            Ok(false) => return Err(broken("it ended the transaction that it was given")),
+        let left = sqlx::raw_sql(self.end.text()).fetch_one(&mut *tx).await;
+        match left.and_then(|row| row.try_get::<Option<String>, _>(0)) {
+            Ok(left) if left == transaction => {}
+            Ok(_) => return Err(broken("it ended the transaction that it was given")),
             Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("25P02") => {
                 return Err(broken("a statement of it failed, and it did not return the error"));
             }

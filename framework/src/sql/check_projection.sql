@@ -1,6 +1,5 @@
--- Tells whether a projector's SQL left the transaction as it was.
+-- Tells in which transaction a projector's SQL left its connection. For the simple protocol: behind a pooler, code that ended
+-- its transaction has left its connection, too.
 --
---   $1 transaction  text
---
--- Returns (boolean). Fails in a transaction that a statement broke.
-select pg_current_xact_id_if_assigned()::text is not distinct from $1
+-- Returns (text); null outside of one. Fails in a transaction that a statement broke.
+select pg_current_xact_id_if_assigned()::text

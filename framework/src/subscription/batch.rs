@@ -297,7 +297,8 @@ pub(crate) struct Counts {
 /// What becomes of the pairs of one batch.
 pub(crate) struct Letters<'b> {
     batch: &'b Batch,
-    blocked: HashSet<(String, bool)>,
+    /// Parked keys; behind them, streams that stand for unknown keys.
+    blocked: [HashSet<String>; 2],
     rows: Vec<Letter>,
     counts: Counts,
     /// The last event of a retried key that took effect.
@@ -308,7 +309,7 @@ pub(crate) struct Letters<'b> {
 
 impl<'b> Letters<'b> {
     pub(crate) fn new(batch: &'b Batch) -> Self {
-        Self { batch, blocked: HashSet::new(), rows: vec![], counts: Counts::default(), retried: None, ended: false }
+        Self { batch, blocked: Default::default(), rows: vec![], counts: Counts::default(), retried: None, ended: false }
     }
 
     /// Asks which of `keys`, each with whether it is a stream that stands for unknown keys, are parked.
@@ -332,17 +333,19 @@ impl<'b> Letters<'b> {
             .fetch_all(conn)
             .await
             .map_err(|error| FollowError::Store(StoreError::on("look for parked keys")(error)))?;
-        self.blocked = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        for row in rows {
+            self.blocked[usize::from(row.get::<bool, _>(1))].insert(row.get(0));
+        }
         // What is tried again is not blocked by itself.
         if let Work::Retry { key, by_stream } = &self.batch.work {
-            self.blocked.remove(&(key.clone(), *by_stream));
+            self.blocked[usize::from(*by_stream)].remove(key);
         }
         Ok(())
     }
 
     /// Whether `key` is parked, before or in this batch.
     pub(crate) fn is_blocked(&self, key: &str, by_stream: bool) -> bool {
-        !self.blocked.is_empty() && self.blocked.contains(&(key.to_owned(), by_stream))
+        self.blocked[usize::from(by_stream)].contains(key)
     }
 
     fn is_retried(&self, key: &str, by_stream: bool) -> bool {
@@ -382,7 +385,7 @@ impl<'b> Letters<'b> {
         if self.batch.policy.on_failure == OnFailure::Halt && self.batch.work == Work::Follow {
             return Err(FollowError::At { position, source: Box::new(error) });
         }
-        self.blocked.insert((key.to_owned(), by_stream));
+        self.blocked[usize::from(by_stream)].insert(key.to_owned());
         if self.is_retried(key, by_stream) {
             self.ended = true;
         } else {

@@ -31,7 +31,7 @@ use super::{
     policy::{FailurePolicy, OnFailure},
     recent::{Filter, Found, Recent},
     status::{FollowerState, Seat, Shown},
-    tail::{Frontier, Tail},
+    tail::{Follows, Frontier, Tail},
 };
 use crate::{
     Payload, Position, Recorded,
@@ -47,6 +47,8 @@ const SHADOW_BATCH: usize = 10_000;
 const STEPS_BACK: u32 = 3;
 /// The longest it steps back at once.
 const LONGEST_STEP_BACK: Duration = Duration::from_secs(2);
+/// Parked events that are tried again have a tenth of the time while there is something new: other keys do not wait for them.
+const RETRIES_STEP_BACK: u32 = 9;
 /// A checkpoint that only passes over events of others is saved this often.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// How long a handler that was told to end may take for that.
@@ -82,12 +84,13 @@ pub(super) struct Runner {
     storm: Arc<Mutex<Storm>>,
     /// What stands up to here failed while it was held: it is given without.
     unheld: Position,
-    /// How far the log was when a shadow last looked, and when that changed.
-    written: (Position, Instant),
+    /// How far the log was when a shadow last looked, and when it was seen to be longer than before.
+    written: (Option<Position>, Option<Instant>),
     /// When the first parked event that is to be tried again is due, as far as this runner knows.
     next_due: Option<Instant>,
-    /// Whether the last turn was one for parked events.
-    retried: bool,
+    /// When parked events may have a turn again though there is something new.
+    retry_from: Instant,
+    _follows: Follows,
 }
 
 /// A page of the log that is read while the one before it is applied.
@@ -144,9 +147,10 @@ impl Runner {
             discards: Arc::default(),
             storm: Arc::default(),
             unheld: Position::START,
-            written: (Position::START, Instant::now()),
+            written: (None, None),
             next_due: None,
-            retried: false,
+            retry_from: Instant::now(),
+            _follows: tail.follow(),
         }
     }
 
@@ -250,15 +254,16 @@ impl Runner {
             }
             (at.committed.position, at.saved_at) = (at.read, Instant::now());
         }
-        // In turn with what is new: keys that wait for nothing do not wait for those that are tried again.
-        self.retried = !self.retried;
-        if !at.held && self.retried && self.next_due.is_some_and(|due| due <= Instant::now()) {
+        let end = at.drain_to.map_or(frontier.last, |drain_to| frontier.last.min(drain_to));
+        let now = Instant::now();
+        let may_retry = self.retry_from <= now || end <= at.read;
+        if !at.held && may_retry && self.next_due.is_some_and(|due| due <= now) {
             if !self.retry_due(at).await? {
                 self.forget(place);
             }
+            self.retry_from = Instant::now() + now.elapsed() * RETRIES_STEP_BACK;
             return Ok(Step::Done);
         }
-        let end = at.drain_to.map_or(frontier.last, |drain_to| frontier.last.min(drain_to));
         if end <= at.read && at.held {
             let (committed, read) = (at.committed, at.read);
             let flushed = self.apply(vec![], (committed, read, read), (true, false), Work::Follow, vec![]).await?;
@@ -336,12 +341,13 @@ impl Runner {
 
     /// Leaves the machine to those who write the log, after `count` events that took `worked`.
     async fn step_back(&mut self, worked: Duration, count: usize, pace: Option<f64>, safe: Position) {
-        if safe != self.written.0 {
-            self.written = (safe, Instant::now());
+        if self.written.0.replace(safe).is_some_and(|before| before != safe) {
+            self.written.1 = Some(Instant::now());
         }
+        let is_written = self.written.1.is_some_and(|at| at.elapsed() < SAVE_EVERY);
         let pause = match pace {
             Some(pace) => Duration::from_secs_f64((count as f64 / pace.max(0.1)).min(3_600.0)).saturating_sub(worked),
-            None if self.written.1.elapsed() < SAVE_EVERY => (worked * STEPS_BACK).min(LONGEST_STEP_BACK),
+            None if is_written => (worked * STEPS_BACK).min(LONGEST_STEP_BACK),
             None => return,
         };
         tokio::select! {
@@ -361,7 +367,8 @@ impl Runner {
             .bind(unit.generation)
             .bind(unit.partition)
             .bind(self.setting.owner)
-            .bind(unit.schema.as_str());
+            .bind(unit.schema.as_str())
+            .bind(unit.partitions);
         let connections = &self.setting.store.inner.followers;
         let Some(row) = connections.optional("read a checkpoint", reading).await? else { return Ok(None) };
         let (parked, drain_to): (i64, Option<i64>) = (row.get(2), row.get(3));

@@ -1,7 +1,16 @@
 //! The tail: one reader of the log for all followers of the process.
 
-use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
+use chrono::{DateTime, Utc};
 use futures::FutureExt;
 use sqlx::PgConnection;
 use tokio::{
@@ -48,11 +57,36 @@ pub(crate) struct Tail {
     pub(crate) recent: Arc<Recent>,
     /// A follower works when it has one: so many connections there are, and a long batch of one is no failure of another.
     pub(crate) turns: Arc<Semaphore>,
+    /// Who follows.
+    followed: Arc<Followed>,
     /// Why the log cannot be read now: then no follower hears of anything, however well it is.
     pub(crate) trouble: watch::Receiver<Option<String>>,
 }
 
+/// How many partitions of this process follow the log. While none does, its events are not read.
+#[derive(Default)]
+struct Followed {
+    count: AtomicUsize,
+    begun: Notify,
+}
+
+/// A partition that follows, until it is dropped.
+pub(crate) struct Follows(Arc<Followed>);
+
+impl Drop for Follows {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Tail {
+    /// Lets the log's events be read as they come, as long as the returned value lives.
+    pub(crate) fn follow(&self) -> Follows {
+        self.followed.count.fetch_add(1, Ordering::Relaxed);
+        self.followed.begun.notify_one();
+        Follows(self.followed.clone())
+    }
+
     /// Starts reading, until `stop`.
     pub(crate) fn start(store: Annals, changed: Arc<Notify>, stop: CancellationToken) -> Self {
         let (sender, frontier) = watch::channel(Frontier::default());
@@ -61,14 +95,16 @@ impl Tail {
         let woken = Arc::new(Notify::new());
         tokio::spawn(wake_up::listen(store.clone(), woken.clone(), changed, stop.clone()));
         let turns = Arc::new(Semaphore::new(store.config().follower_connections.max(1) as usize));
-        let reader = Reader { store, recent: recent.clone(), frontier: sender, trouble: trouble_sender, woken };
+        let followed = Arc::<Followed>::default();
+        let (own, counted) = (recent.clone(), followed.clone());
+        let reader = Reader { store, recent: own, frontier: sender, trouble: trouble_sender, woken, followed: counted };
         tokio::spawn(async move {
             tokio::select! {
                 () = reader.run() => {}
                 () = stop.cancelled() => {}
             }
         });
-        Self { frontier, recent, turns, trouble }
+        Self { frontier, recent, turns, followed, trouble }
     }
 }
 
@@ -78,6 +114,7 @@ struct Reader {
     frontier: watch::Sender<Frontier>,
     trouble: watch::Sender<Option<String>>,
     woken: Arc<Notify>,
+    followed: Arc<Followed>,
 }
 
 impl Reader {
@@ -108,11 +145,20 @@ impl Reader {
         let (mut read, mut last) = (Position::START, Position::START);
         let mut first = true;
         let mut held = SOON;
+        let mut looked_at = None;
         loop {
             let beginning = on(inner, &mut conn);
             let what = "begin to read the log";
             let beginning = within(inner.config.read_deadline, what, beginning).await?;
             let mut conn = beginning.map_err(StoreError::on(what))?;
+            if inner.is_pooled() {
+                let asking = inner.sql.read_backend.typed::<(Option<DateTime<Utc>>, DateTime<Utc>)>();
+                let asking = within(inner.config.read_deadline, what, asking.fetch_one(&mut *conn)).await?;
+                let (started, now) = asking.map_err(StoreError::on(what))?;
+                // The server may have crashed without this connection noticing.
+                first |= started.zip(looked_at).is_none_or(|(started, looked_at)| started >= looked_at);
+                looked_at = Some(now);
+            }
             let asking = horizon(&mut conn, &inner.sql);
             let horizon = within(inner.config.read_deadline, "read the safe position", asking).await??;
             if first {
@@ -127,6 +173,12 @@ impl Reader {
             }
             let safe = horizon.safe.max(read);
             let moved = safe > read;
+            let is_followed = self.followed.count.load(Ordering::Relaxed) > 0;
+            if moved && !is_followed {
+                (read, last) = (safe, self.last_position(&mut conn, safe).await?);
+                self.recent.restart(last);
+                self.frontier.send_modify(|frontier| (frontier.safe, frontier.last) = (read, last));
+            }
             while read < safe {
                 (read, last) = self.read_page(&mut conn, (read, last), safe).await?;
                 self.frontier.send_modify(|frontier| (frontier.safe, frontier.last) = (read, last));
@@ -138,8 +190,9 @@ impl Reader {
             let interval = if in_flight { held } else { inner.config.poll_interval };
             let _ = timeout(interval, async {
                 tokio::select! {
-                    _ = appended.changed() => {}
-                    () = self.woken.notified() => {}
+                    _ = appended.changed(), if is_followed => {}
+                    () = self.woken.notified(), if is_followed => {}
+                    () = self.followed.begun.notified() => {}
                 }
             })
             .await;

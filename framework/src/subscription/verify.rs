@@ -122,7 +122,7 @@ impl<'v> Shadow<'v> {
             number: generation,
             schema: schema.clone(),
             purpose: "verify",
-            partitions: known.get(5),
+            partitions: live.partitions.len() as i32,
             pace: None,
             requested_by: None,
         };

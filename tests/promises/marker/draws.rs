@@ -13,7 +13,7 @@ use futures::future::{join, join_all};
 use sqlx::Connection;
 
 use super::{
-    Dice, connect, insert, load_time, markers, open, pause, run,
+    Dice, connect, direct, insert, load_time, markers, open, pause, run,
     seen::{Seen, Verdict, stored, streams_out_of_order, streams_with_holes},
     tell,
 };
@@ -74,7 +74,7 @@ impl Load {
 
     /// Runs writers and two readers, one by the public page, one by the horizon.
     pub(super) async fn run(self: Arc<Self>, store: &Annals, time: Duration) -> [Seen; 2] {
-        let (url, end) = (store.config().url.clone(), Instant::now() + time);
+        let (url, end) = (direct(store).to_owned(), Instant::now() + time);
         let writers: Vec<_> = (0..WRITERS)
             .map(|nth| {
                 let (load, url) = (self.clone(), url.clone());

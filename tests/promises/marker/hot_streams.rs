@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,7 +14,7 @@ use annals::{
     testing::database,
 };
 use futures::future::join_all;
-use sqlx::{Connection, Executor, PgConnection, postgres::PgConnectOptions};
+use sqlx::{Connection, Executor, PgConnection};
 
 use super::{
     Dice, LONG, connect, load_time, pause, placed,
@@ -64,7 +63,7 @@ struct Account {
 /// Appends in transactions of its own until `end`.
 async fn write(store: Annals, account: Arc<Account>, nth: usize, end: Instant) {
     // Circles of waiting transactions are part of the load; they need not cost a second each.
-    let options = PgConnectOptions::from_str(&store.config().url).unwrap().options([("deadlock_timeout", "50ms")]);
+    let options = (*store.pool().connect_options()).clone().options([("deadlock_timeout", "50ms")]);
     let mut conn = PgConnection::connect_with(&options).await.unwrap();
     let mut dice = Dice::new(nth);
     while Instant::now() < end {

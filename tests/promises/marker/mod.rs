@@ -44,6 +44,11 @@ async fn open(database: &TestDatabase) -> Annals {
     Annals::connect(crate::kit::config(database.url())).await.unwrap()
 }
 
+/// Where writers beside the store reach its database themselves.
+fn direct(store: &Annals) -> &str {
+    store.config().direct_url.as_ref().unwrap_or(&store.config().url)
+}
+
 async fn connect(url: &str) -> PgConnection {
     PgConnection::connect(url).await.unwrap()
 }

@@ -6,7 +6,7 @@ use annals::{Annals, testing::database};
 use sqlx::Connection;
 
 use super::{
-    LONG, connect,
+    LONG, connect, direct,
     draws::Load,
     insert, open, run,
     seen::{Seen, Verdict, stored},
@@ -14,7 +14,7 @@ use super::{
 
 /// One writer draws first and commits last, while another commits and a reader passes.
 async fn overtake(store: &Annals) -> Verdict {
-    let url = &store.config().url;
+    let url = direct(store);
     let (mut slow, mut quick, mut seen) = (connect(url).await, connect(url).await, Seen::default());
 
     let mut transaction = slow.begin().await.unwrap();

@@ -29,7 +29,7 @@ pub(super) struct Held<V> {
 
 /// What is held at most, in bytes of the documents' JSON, and how long: so much is done again after a crash.
 const HELD_BYTES: f64 = 24.0 * 1024.0 * 1024.0;
-const HELD_FOR: Duration = Duration::from_secs(5);
+const HELD_FOR: Duration = Duration::from_secs(10);
 impl<V> Held<V> {
     pub(super) fn is_full(&self) -> bool {
         // A key, a document in memory and its place in the table, beside its JSON.
