@@ -309,7 +309,14 @@ pub(crate) struct Letters<'b> {
 
 impl<'b> Letters<'b> {
     pub(crate) fn new(batch: &'b Batch) -> Self {
-        Self { batch, blocked: Default::default(), rows: vec![], counts: Counts::default(), retried: None, ended: false }
+        Self {
+            batch,
+            blocked: Default::default(),
+            rows: vec![],
+            counts: Counts::default(),
+            retried: None,
+            ended: false,
+        }
     }
 
     /// Asks which of `keys`, each with whether it is a stream that stands for unknown keys, are parked.

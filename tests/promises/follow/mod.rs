@@ -8,6 +8,7 @@ mod processes;
 mod projector;
 mod rebuild;
 mod setup;
+mod swap;
 mod verify;
 mod views;
 mod waking;

@@ -7,9 +7,10 @@ use std::{
 };
 
 use annals::{
-    App, BoxError, Change, DeadLetters, ExpectedVersion, FailurePolicy, FollowerState, Id, NewEvent, Position,
+    App, BoxError, Change, DeadLetters, ExpectedVersion, FailurePolicy, Fate, FollowerState, Id, NewEvent, Position,
     Projector, Recorded, StoreError, StreamId, View, testing::database,
 };
+use futures::future::join_all;
 use serde::{Deserialize, Serialize};
 
 use super::{assert_accounted, by, parked, status};
@@ -350,6 +351,104 @@ async fn a_projector_whose_sql_refuses_everything_halts_and_one_whose_table_is_m
     assert_eq!(parked(&app, "broken").await, count);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn one_event_of_a_thousand_that_breaks_a_rule_is_parked_and_the_others_are_applied() {
+    let database = database().await;
+    let app = app(database.url()).await;
+
+    let streams: Vec<String> = (1..=1_000).map(|nth| format!("order-{nth}")).collect();
+    let place = |nth: usize| {
+        let (app, stream) = (&app, &streams[nth]);
+        async move { append(app, stream, &[("abe", if nth == 499 { 13 } else { 1 })]).await }
+    };
+    join_all((0..499).map(place)).await;
+    let poisoned = place(499).await;
+    let last = join_all((500..1_000).map(place)).await.into_iter().max().unwrap();
+    app.wait_for("picky", last, LONG).await.unwrap();
+
+    assert_eq!(letters(&app, "picky").await, [(poisoned.get(), "order-500".into(), false, "failed".into())]);
+    assert_eq!(assert_accounted(&app, "picky").await, (1_000, 999, 1, 0));
+    let count = "select count(*), count(*) filter (where stream = 'order-500') from annals_picky.lines";
+    let rows: (i64, i64) = sqlx::query_as(count).fetch_one(app.store().pool()).await.unwrap();
+    assert_eq!(rows, (999, 0));
+}
+
+/// Can do its work as long as its table is as it made it.
+struct Plain;
+
+impl Projector for Plain {
+    const NAME: &'static str = "plain";
+    const FAILURES: FailurePolicy = ONCE;
+    const TABLES: &'static str = "create table lines (position bigint primary key, cents bigint not null)";
+    type Event = OrderEvent;
+
+    async fn apply(&self, events: &[Recorded<OrderEvent>], conn: &mut sqlx::PgConnection) -> Result<(), BoxError> {
+        for recorded in events {
+            let cents = if let OrderEvent::Placed { cents, .. } = recorded.event { cents } else { 0 };
+            let insert = sqlx::query("insert into lines (position, cents) values ($1, $2)");
+            insert.bind(recorded.position.get()).bind(cents).execute(&mut *conn).await?;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_projector_whose_sql_is_wrong_or_whose_table_is_gone_says_so_and_goes_on_once_that_is_mended() {
+    let database = database().await;
+    let app = open(database.url()).await.app().aggregate::<Order>().projector(Plain).start().await.unwrap();
+    let (pool, control) = (app.store().pool(), app.store().followers());
+    let trade = async |from: i64, to: i64| {
+        let placed = join_all((from..to).map(|nth| app.execute::<Order>(nth, place("ada", nth)))).await;
+        placed.into_iter().map(|receipt| receipt.unwrap().position).max().unwrap()
+    };
+    let halts = async |words: &str| {
+        eventually("it halts", || async { status(&app, "plain").state == FollowerState::Halted }).await;
+        let shown = status(&app, "plain").last_error.unwrap();
+        assert!(shown.contains(words), "{shown}");
+    };
+    let last = trade(0, 3).await;
+    app.wait_for("plain", last, LONG).await.unwrap();
+
+    // The SQL does not fit any more: the events are parked, until they are too many.
+    sqlx::raw_sql("alter table annals_plain.lines rename cents to pence").execute(pool).await.unwrap();
+    let last = trade(3, 303).await;
+    halts("column \"cents\" of relation \"lines\" does not exist").await;
+    let count = parked(&app, "plain").await as u64;
+    assert!((90..150).contains(&count), "{count}");
+    sqlx::raw_sql("alter table annals_plain.lines rename pence to cents").execute(pool).await.unwrap();
+    assert_eq!(control.retry("plain", &DeadLetters::All, &by("renamed back")).await.unwrap(), count);
+    control.resume("plain", &by("renamed back")).await.unwrap();
+    app.wait_for("plain", last, LONG).await.unwrap();
+    eventually("nothing is parked", || async { parked(&app, "plain").await == 0 }).await;
+    assert!(app.verify("plain").await.unwrap().equal);
+    assert_eq!(assert_accounted(&app, "plain").await, (303, 303, 0, 0));
+
+    // The table is gone: it halts where it stands, and parks nothing.
+    sqlx::raw_sql("alter table annals_plain.lines rename to elsewhere").execute(pool).await.unwrap();
+    let last = trade(303, 310).await;
+    halts("relation \"lines\" does not exist").await;
+    assert_eq!((parked(&app, "plain").await, status(&app, "plain").position.get()), (0, 303));
+    sqlx::raw_sql("alter table annals_plain.elsewhere rename to lines").execute(pool).await.unwrap();
+    control.resume("plain", &by("put back")).await.unwrap();
+    app.wait_for("plain", last, LONG).await.unwrap();
+    assert!(app.verify("plain").await.unwrap().equal);
+
+    // Its rows are gone with it: a rebuild makes them again.
+    sqlx::raw_sql("drop table annals_plain.lines").execute(pool).await.unwrap();
+    trade(310, 311).await;
+    halts("relation \"lines\" does not exist").await;
+    control.rebuild("plain", None, &by("dropped by hand")).await.unwrap();
+    let mended = "select count(*) from annals.generations where purpose = 'live' and state = 'running'";
+    eventually("it is built again", || async {
+        sqlx::query_scalar::<_, i64>(mended).fetch_one(pool).await.unwrap() == 1
+    })
+    .await;
+    let last = trade(311, 312).await;
+    app.wait_for("plain", last, LONG).await.unwrap();
+    assert!(app.verify("plain").await.unwrap().equal);
+    assert_eq!(assert_accounted(&app, "plain").await, (312, 312, 0, 0));
+}
+
 /// Never ends at one event, and in one thread.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Hanging(Vec<i64>);
@@ -411,6 +510,91 @@ async fn keys_of_any_characters_are_parked_and_tried_again() {
     assert_eq!(retried, names.len() as u64);
     for (nth, name) in (1..).zip(names) {
         assert_eq!(history(&app, name).await, Some(vec![nth, nth + names.len() as i64]), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_and_streams_of_any_characters_are_explained_discarded_verified_and_built_again() {
+    let database = database().await;
+    let app = app(database.url()).await;
+    let control = app.store().followers();
+    let names = ["q'", "q\"", "q'; drop table documents; --", "q\na", "q🦀", "q\\", "q%_", "q{},null"];
+    let stream = "order-'; drop schema annals cascade; -- \"🛒\" {}\\";
+    let fate = |position: i64| {
+        let control = control.clone();
+        async move {
+            let explained = control.explain(Position::new(position)).await.unwrap();
+            let own = explained.into_iter().find(|explained| explained.follower == "history").unwrap();
+            (own.fate, own.letters.first().map(|letter| letter.key.clone()))
+        }
+    };
+    let rebuilt = async |name: &str| {
+        let swaps = async || {
+            let actions = control.actions(Some(name), 1_000).await.unwrap();
+            actions.iter().filter(|action| action.action == "swap").count()
+        };
+        let before = swaps().await;
+        control.rebuild(name, None, &by("odd")).await.unwrap();
+        eventually("it is built again", || async { swaps().await > before }).await;
+    };
+    poison().extend(names.iter().map(ToString::to_string));
+    let events: Vec<(&str, i64)> = names.iter().map(|name| (*name, 1)).collect();
+    append(&app, stream, &events).await;
+    // The longest key that an index takes, one that none does, and the stream of that behind it.
+    let (longest, long) = ("q".repeat(2_000), "q".repeat(10_000));
+    let last = append(&app, "order-'long'", &[(&longest, 1), (&long, 1), ("quo", 1), ("q'", 13)]).await;
+    app.wait_for_all(last, LONG).await.unwrap();
+
+    let parked_at = |(nth, name): (i64, &&str)| (nth, (*name).to_owned(), false, "failed".to_owned());
+    let mut expected: Vec<_> = (1..).zip(&names).map(parked_at).collect();
+    let of_stream = |position, state: &str| (position, "order-'long'".to_owned(), true, state.to_owned());
+    expected.extend([of_stream(10, "failed"), of_stream(11, "queued"), of_stream(12, "queued")]);
+    let mut found = letters(&app, "history").await;
+    found.sort();
+    assert_eq!(found, expected);
+    assert_eq!(letters(&app, "picky").await, [(12, "order-'long'".into(), false, "failed".into())]);
+    let error = control.dead_letters(Some("history"), &DeadLetters::Event(Position::new(10)), 1).await.unwrap();
+    assert!(error[0].error.as_ref().unwrap().contains("has 10000 bytes, the limit is 2000"), "{error:?}");
+    for (nth, name) in (1..).zip(names) {
+        assert_eq!(fate(nth).await, (Fate::Parked, Some(name.into())));
+    }
+    assert_eq!(history(&app, &longest).await, Some(vec![9]));
+    assert!(app.verify("history").await.unwrap().equal);
+
+    // Half of them are mended and tried again, half are discarded; so is the key that is too long.
+    let (mended, discarded) = names.split_at(names.len() / 2);
+    poison().retain(|name| !mended.contains(&&**name));
+    for name in mended {
+        assert_eq!(control.retry("history", &DeadLetters::Key((*name).into()), &by("mended")).await.unwrap(), 1);
+    }
+    for name in discarded {
+        assert_eq!(control.discard("history", &DeadLetters::Key((*name).into()), &by("odd")).await.unwrap(), 1);
+    }
+    let event = DeadLetters::Event(Position::new(10));
+    assert_eq!(control.discard("history", &event, &by("too long")).await.unwrap(), 1);
+    let of_stream = DeadLetters::Key("order-'long'".into());
+    assert_eq!(control.discard("picky", &of_stream, &by("thirteen")).await.unwrap(), 1);
+    for name in ["history", "picky"] {
+        eventually("nothing is parked", || async { parked(&app, name).await == 0 }).await;
+    }
+
+    for built_again in [false, true] {
+        if built_again {
+            rebuilt("history").await;
+            rebuilt("picky").await;
+        }
+        for (nth, name) in (1..).zip(names) {
+            let is_mended = mended.contains(&name);
+            let expected = if is_mended { (Fate::Applied, None) } else { (Fate::Discarded, Some(name.into())) };
+            assert_eq!(fate(nth).await, expected);
+            let own = if name == "q'" { vec![nth, 12] } else { vec![nth] };
+            assert_eq!(history(&app, name).await, is_mended.then_some(own), "{name}");
+        }
+        assert_eq!(fate(10).await, (Fate::Discarded, Some("order-'long'".into())));
+        assert_eq!((history(&app, "quo").await, history(&app, &longest).await), (Some(vec![11]), Some(vec![9])));
+        assert_eq!(assert_accounted(&app, "history").await, (12, 7, 0, 5));
+        assert_eq!(assert_accounted(&app, "picky").await, (12, 11, 0, 1));
+        assert!(app.verify("history").await.unwrap().equal && app.verify("picky").await.unwrap().equal);
     }
 }
 

@@ -36,13 +36,14 @@ pub(crate) async fn process(url: &str, name: &str) -> App {
     start(url, name, Follow::All).await
 }
 
-async fn start(url: &str, name: &str, follow: Follow) -> App {
-    let store = open_with(Config { application_name: name.into(), ..crate::kit::config(url) }).await;
+pub(super) async fn start(url: &str, name: &str, follow: Follow) -> App {
+    let config = Config { application_name: name.into(), connect_deadline: LONG, ..crate::kit::config(url) };
+    let store = open_with(config).await;
     let builder = store.app().aggregate::<Order>().view::<Spend>().projector(Journal).projector(Slow);
     builder.follow(follow).start().await.unwrap()
 }
 
-fn start_process(url: &str, name: &str, folder: &Folder) -> Process {
+pub(super) fn start_process(url: &str, name: &str, folder: &Folder) -> Process {
     let mut process = Process::start("follow", folder, |command| {
         command.env("APP_URL", url).env("APP_NAME", name);
     });

@@ -70,11 +70,11 @@ impl Projector for Journal2 {
     }
 }
 
-async fn newer(url: &str) -> App {
+pub(super) async fn newer(url: &str) -> App {
     open(url).await.app().aggregate::<Order>().view::<Spend2>().projector(Journal2).start().await.unwrap()
 }
 
-async fn version(app: &App, name: &str) -> i32 {
+pub(super) async fn version(app: &App, name: &str) -> i32 {
     let lag = app.store().followers().lag().await.unwrap();
     lag.iter().find(|lag| lag.follower == name && lag.purpose == "live").unwrap().version
 }
@@ -84,9 +84,9 @@ async fn rebuilding(app: &App) -> bool {
     lag.iter().any(|lag| lag.purpose == "rebuild")
 }
 
-/// Appends 5,000 orders of 50 customers.
-async fn fill(app: &App) {
-    for nth in 0..10 {
+/// Appends 500 orders of 50 customers, so many times.
+pub(super) async fn fill(app: &App, times: i64) {
+    for nth in 0..times {
         let events = (0..500).map(|order| {
             let customer = format!("c{}", (nth * 500 + order) % 50);
             NewEvent::new("Placed", serde_json::json!({"customer": customer, "cents": order}).to_string())
@@ -100,7 +100,7 @@ async fn fill(app: &App) {
 async fn a_higher_version_is_built_beside_the_old_one_and_takes_its_place() {
     let database = database().await;
     let old = shop(database.url(), |_| ()).await;
-    fill(&old).await;
+    fill(&old, 10).await;
     let placed = old.execute::<Order>("last", place("ada", 7)).await.unwrap();
     old.wait_for_all(placed.position, LONG).await.unwrap();
 
@@ -172,7 +172,7 @@ async fn a_higher_version_is_built_beside_the_old_one_and_takes_its_place() {
 async fn a_rebuild_that_was_asked_for_mends_a_model_and_can_be_cancelled() {
     let database = database().await;
     let app = shop(database.url(), |_| ()).await;
-    fill(&app).await;
+    fill(&app, 10).await;
     let placed = app.execute::<Order>("last", place("ada", 7)).await.unwrap();
     app.wait_for_all(placed.position, LONG).await.unwrap();
     let spoil = "update annals_spend.documents set document = '{\"cents\":0,\"orders\":0}' where key <> 'ada'";

@@ -1,6 +1,8 @@
 //! P4: a read model is set up once, and another one of its name is never taken for it.
 
-use annals::{BoxError, Change, FollowerState, Id, Projector, Recorded, View, WaitError, testing::database};
+use annals::{
+    BoxError, Change, DeadLetters, FollowerState, Id, Projector, Recorded, View, WaitError, testing::database,
+};
 use futures::future::join_all;
 use serde::{Deserialize, Serialize};
 use sqlx::Executor;
@@ -194,4 +196,69 @@ async fn a_wait_ends_with_the_app() {
     assert!(at == placed.position && waited < LONG, "{at} {waited:?}");
     let (one, all) = (app.wait_for("spend", beyond, LONG).await, app.wait_for_all(beyond, LONG).await);
     assert!(matches!((&one, &all), (Err(WaitError::Stopped), Err(WaitError::Stopped))), "{one:?} {all:?}");
+}
+
+/// A view of a name that no schema can be made of.
+#[derive(Default, Serialize, Deserialize)]
+struct Named<const NTH: usize>;
+
+const LONG_NAME: &str = "a_name_that_with_the_store_before_it_takes_51_bytes";
+const NAMES: [&str; 9] =
+    ["", "o'brien", "say \"x\"", "x\ny", "x🦀", "x; drop schema annals; --", "Spend", "2nd", LONG_NAME];
+
+impl<const NTH: usize> View for Named<NTH> {
+    const NAME: &'static str = NAMES[NTH];
+    type Event = OrderEvent;
+
+    fn keys(_: &Recorded<OrderEvent>) -> Vec<Id> {
+        vec![]
+    }
+
+    fn apply(&mut self, _: &Id, _: &Recorded<OrderEvent>) -> Change {
+        Change::Keep
+    }
+}
+
+async fn refused<const NTH: usize>(store: &annals::Annals) {
+    let (error, text) = start_error(store.app().aggregate::<Order>().view::<Named<NTH>>()).await;
+    assert!(matches!(error, annals::StartError::Invalid(_)), "{error:?}");
+    assert!(text.contains(&format!("read model name {:?} is refused: it takes a-z, 0-9 and _", NAMES[NTH])), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_no_schemas_is_refused_at_the_start_and_wherever_it_is_given() {
+    let database = database().await;
+    let app = shop(database.url(), |_| ()).await;
+    let (store, by) = (app.store(), super::by("an odd name"));
+
+    refused::<0>(store).await;
+    refused::<1>(store).await;
+    refused::<2>(store).await;
+    refused::<3>(store).await;
+    refused::<4>(store).await;
+    refused::<5>(store).await;
+    refused::<6>(store).await;
+    refused::<7>(store).await;
+    refused::<8>(store).await;
+    let control = store.followers();
+    for name in NAMES {
+        let renamed = control.rename("spend", name, &by).await.unwrap_err().to_string();
+        let forgotten = control.forget(name, &by).await.unwrap_err().to_string();
+        for text in [renamed, forgotten] {
+            assert!(text.contains(&format!("read model name {name:?} is refused")), "{text}");
+        }
+        let unknown = [
+            control.pause(name, &by).await.unwrap_err(),
+            control.rebuild(name, None, &by).await.unwrap_err(),
+            control.retry(name, &DeadLetters::All, &by).await.unwrap_err(),
+            control.discard(name, &DeadLetters::All, &by).await.unwrap_err(),
+        ];
+        for error in unknown {
+            assert!(error.to_string().contains(&format!("there is no view or projector {name:?}")), "{error}");
+        }
+        let text = app.verify(name).await.unwrap_err().to_string();
+        assert!(text.contains(&format!("no view or projector {name:?}")), "{text}");
+    }
+    let placed = app.execute::<Order>(1, place("ada", 10)).await.unwrap();
+    app.wait_for_all(placed.position, LONG).await.unwrap();
 }
