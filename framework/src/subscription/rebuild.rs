@@ -4,9 +4,12 @@
 //! it has caught up it gets its indexes, catches up again, and the schemas change names in the transaction that changes
 //! what is live. Until then nobody reads the shadow; from then on nobody works for the old model, whose checkpoints are gone.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, SqlSafeStr};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, SqlSafeStr, postgres::PgRow};
 use tokio::time::{Instant, sleep};
 
 use super::{control::By, coordinator::Registered, failure::FollowError, model::Model, wake_up};
@@ -18,8 +21,10 @@ use crate::{
 
 /// How near a shadow has to be to the live model to try to take its place, in positions.
 const NEAR: i64 = 10_000;
-/// How long the live model is held while the shadow passes it.
-const HELD: Duration = Duration::from_millis(500);
+/// How long the live model and its readers are held while the shadow passes it.
+const HELD: Duration = Duration::from_millis(100);
+/// How often it is said for whom a swap waits.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// How soon it is looked again while there is something to do, and else.
 const SOON: Duration = Duration::from_millis(100);
 const LATER: Duration = Duration::from_secs(1);
@@ -181,6 +186,23 @@ async fn halt(store: &Annals, model: &Model, shadow: &Shadow, reason: &str) -> R
     store.inner.followers.execute("halt a rebuild", halting).await.map(drop)
 }
 
+/// Whether somebody else holds what was to be locked.
+fn is_held(error: &sqlx::Error) -> bool {
+    matches!(error.as_database_error().and_then(|error| error.code()).as_deref(), Some("55P03" | "40P01"))
+}
+
+/// Says now and then for whom a swap waits.
+fn tell_readers(model: &Model, reader: &PgRow) {
+    static TOLD: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    if told.is_none_or(|told| told.elapsed() > TELL_EVERY) {
+        *told = Some(Instant::now());
+        let (pid, application, seconds): (i32, &str, Option<f64>) = (reader.get(0), reader.get(1), reader.get(2));
+        let follower = model.name;
+        tracing::warn!(follower, pid, application, seconds, "a rebuilt model waits for a reader of the old one to end");
+    }
+}
+
 /// Puts the shadow in the live model's place, if it shows all that the live one shows.
 async fn swap(store: &Annals, model: &Model, shadow: &Shadow, conn: &mut PgConnection) -> Result<(), StoreError> {
     let what = StoreError::on("swap a read model");
@@ -188,17 +210,42 @@ async fn swap(store: &Annals, model: &Model, shadow: &Shadow, conn: &mut PgConne
     let live = model.live.as_str();
     // The live model is held for a moment only: as long as the shadow is not there, it is let go on.
     let reading = sql.read_positions.query().bind(vec![model.name]).fetch_all(&mut *conn);
-    let most = reading.await.map_err(&what)?.iter().map(|row| row.get::<i64, _>(3)).max();
+    let serving = reading.await.map_err(&what)?;
+    let Some(old) = serving.first().map(|row| row.get::<i64, _>(1)) else { return Ok(()) };
+    let most = serving.iter().map(|row| row.get::<i64, _>(3)).max();
     match (progress(conn, store, model, shadow).await?, most) {
         (Some((position, true)), Some(most)) if position >= most => {}
         _ => return Ok(()),
     }
     let mut tx = conn.begin_with(sql.begin_read_committed.text()).await.map_err(&what)?;
     sql.lock_follower.query().bind(live).execute(&mut *tx).await.map_err(&what)?;
-    let held = sql.lock_live.query().bind(model.name).fetch_all(&mut *tx).await.map_err(&what)?;
+    let readers = sql.list_readers.query().bind(live).fetch_all(&mut *tx).await.map_err(&what)?;
+    if let Some(reader) = readers.first() {
+        tell_readers(model, reader);
+        return Ok(());
+    }
+    let old_schema = model.live.shadow(old);
+    sql.prepare_swap
+        .query()
+        .bind(live)
+        .bind(&shadow.schema)
+        .bind(old_schema.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(&what)?;
+    // First the tables, then the checkpoints: a batch that waits for its checkpoint has its tables already.
+    let held = match sqlx::raw_sql(sql.hold_readers.text()).execute(&mut *tx).await {
+        Ok(_) => sql.lock_live.query().bind(model.name).fetch_all(&mut *tx).await,
+        Err(error) => Err(error),
+    };
+    let held = match held {
+        Err(error) if is_held(&error) => return Ok(()),
+        held => held.map_err(&what)?,
+    };
     let positions = held.iter().map(|row| row.get::<i64, _>(1));
-    let (Some(row), Some(most)) = (held.first(), positions.max()) else { return Ok(()) };
-    let old: i64 = row.get(0);
+    let (true, Some(most)) = (held.iter().all(|row| row.get::<i64, _>(0) == old), positions.max()) else {
+        return Ok(());
+    };
     // Nobody may read less from the new model than from the old one. The live one waits meanwhile.
     let begun = Instant::now();
     loop {
@@ -218,15 +265,6 @@ async fn swap(store: &Annals, model: &Model, shadow: &Shadow, conn: &mut PgConne
         );
         return halt(store, model, shadow, &reason).await;
     }
-    let old_schema = model.live.shadow(old);
-    sql.prepare_swap
-        .query()
-        .bind(live)
-        .bind(&shadow.schema)
-        .bind(old_schema.as_str())
-        .execute(&mut *tx)
-        .await
-        .map_err(&what)?;
     sqlx::raw_sql(sql.swap_schemas.text()).execute(&mut *tx).await.map_err(&what)?;
     sql.enter_swap
         .query()
