@@ -1,6 +1,7 @@
 //! The app: aggregates that take commands, and read models that follow, in one process.
 
 mod builder;
+mod replay;
 
 use std::{
     any::{Any, TypeId},
@@ -14,7 +15,10 @@ use sqlx::PgConnection;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::builder::{Builder, Follow, StartError};
+pub use self::{
+    builder::{Builder, Follow, StartError},
+    replay::{ReplayFailure, ReplayProgress, Replayed},
+};
 use crate::{
     Aggregate, CommandCounts, Either, Event, Holder, Horizon, Id, Options, Payload, Position, Receipt, Recorded,
     StreamId, Undecodable, View,
