@@ -109,6 +109,9 @@ pub(crate) enum Projections {
         /// Events a second at most. Without it, the rebuild steps back while the log is being written.
         #[arg(long, value_name = "EVENTS_A_SECOND", value_parser = pace)]
         pace: Option<f64>,
+        /// Only the document of this key, of a view, in place: everything else of it goes on.
+        #[arg(long, conflicts_with = "pace")]
+        key: Option<String>,
         #[command(flatten)]
         by: Signature,
     },

@@ -29,4 +29,4 @@ pub use subscription::{
     By, DeadLetter, DeadLetterGroup, DeadLetters, Difference, Explained, ExplainedLetter, FailurePolicy, Fate,
     FollowerAction, FollowerState, FollowerStatus, Followers, OnFailure, PartitionLag, Verified,
 };
-pub use view::{Change, View};
+pub use view::{Change, KeyRebuilt, View};

@@ -7,6 +7,7 @@ mod parking;
 mod processes;
 mod projector;
 mod rebuild;
+mod rebuild_key;
 mod replay;
 mod setup;
 mod verify;
