@@ -54,11 +54,28 @@ pub(crate) enum Command {
     /// `plant-poison` makes some to try this with.
     #[command(subcommand)]
     DeadLetters(Letters),
+    /// Checks this build against the log.
+    #[command(subcommand)]
+    Replay(Replay),
     /// Appends an event that no read model can read, and a good one behind it, to see what becomes of them.
     ///
     /// The stream is an order of its own. Every read model parks both events and goes on with all other orders. What is
     /// discarded then is left out: the good event behind it takes effect, and the order is in the read models.
     PlantPoison,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Replay {
+    /// Reads the whole log with this build, and writes nothing: run it before a deploy. Exit code 1 when an event fails.
+    ///
+    /// Every event goes through its upcasts, the aggregate and all read models. Other builds may run the shop meanwhile: nothing
+    /// is migrated, started or rebuilt. What was discarded for a read model is left out for it. The first event that fails is
+    /// shown with what to do about it.
+    Check {
+        /// One line of JSON instead of a text.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -92,6 +109,9 @@ pub(crate) enum Projections {
         /// Events a second at most. Without it, the rebuild steps back while the log is being written.
         #[arg(long, value_name = "EVENTS_A_SECOND", value_parser = pace)]
         pace: Option<f64>,
+        /// Only the document of this key, of a view, in place: everything else of it goes on.
+        #[arg(long, conflicts_with = "pace")]
+        key: Option<String>,
         #[command(flatten)]
         by: Signature,
     },

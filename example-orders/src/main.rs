@@ -1,7 +1,7 @@
 //! An order service on Annals: run it without a command for a tour.
 //!
 //! `import` brings orders over, `report` shows what the read models say. `projections` and `dead-letters` look after the read
-//! models, also while another process runs them. To see one of them fail and be mended:
+//! models, also while another process runs them; `replay check` says whether this build can read the log. To see one of them fail and be mended:
 //!
 //! ```sh
 //! cargo run -p example-orders -- plant-poison       # an event that no read model can read, and a good one behind it
@@ -91,6 +91,7 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
             let work = async |shop: &Shop| unless_stopped(&stop, operate::letters(shop, data_dir, command)).await;
             in_shop(data_dir, Role::Operator, &stop, work).await
         }
+        Some(Command::Replay(command)) => operate::replay(data_dir, command, &stop).await,
         Some(Command::PlantPoison) => {
             let work = async |shop: &Shop| unless_stopped(&stop, operate::plant(shop, data_dir)).await;
             in_shop(data_dir, Role::Operator, &stop, work).await

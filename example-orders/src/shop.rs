@@ -3,7 +3,7 @@
 use std::{convert::Infallible, path::Path};
 
 use annals::{
-    Annals, App, BoxError, Config, Follow, StoreError,
+    Annals, App, BoxError, Builder, Config, Follow, StoreError,
     embedded::{self, Database},
 };
 
@@ -37,18 +37,13 @@ impl Shop {
     /// # Errors
     /// There is no server, or it cannot be used; each error says what to do.
     pub(crate) async fn open(data_dir: &Path, role: Role) -> Result<Self, BoxError> {
-        let options = embedded::Options { data_dir: data_dir.into(), ..Default::default() };
-        let database = embedded::database(options).await?;
+        let database = database(data_dir).await?;
         match start(database.url(), role).await {
             Ok((app, runs)) => Ok(Self { app, runs, database }),
             Err(error) => {
-                let given = database.server().is_none();
+                let error = cannot_use(&database, error);
                 database.close().await?;
-                let text = with_causes(&*error);
-                Err(match given {
-                    true => format!("cannot use the database that DATABASE_URL names: {text}; correct the variable, or unset it for a private PostgreSQL").into(),
-                    false => error,
-                })
+                Err(error)
             }
         }
     }
@@ -78,21 +73,48 @@ impl Shop {
 /// # Errors
 /// The database does not answer, or the store in it is not one that this program can use.
 pub(crate) async fn start(url: &str, role: Role) -> Result<(App, bool), BoxError> {
-    let mut config = Config::new(url);
-    config.application_name = "example-orders".into();
-    let store = Annals::connect(config).await?;
+    let store = connect(url, true).await?;
     let runs = role == Role::Shop || !is_run_elsewhere(&store).await?;
-    let app = store
+    let app = app(&store).follow(if runs { Follow::All } else { Follow::Nothing }).start().await?;
+    Ok((app, runs))
+}
+
+/// Everything that the shop consists of.
+pub(crate) fn app(store: &Annals) -> Builder {
+    store
         .app()
         .aggregate::<Order>()
         .view::<CustomerSpend>()
         .view::<DepartmentSales>()
         .view::<OpenOrder>()
         .projector(OrderSearch)
-        .follow(if runs { Follow::All } else { Follow::Nothing })
-        .start()
-        .await?;
-    Ok((app, runs))
+}
+
+/// Connects to the store in the database at `url`, which is made and migrated if `migrate` says so.
+///
+/// # Errors
+/// The database does not answer, or the store in it is not one that this program can use.
+pub(crate) async fn connect(url: &str, migrate: bool) -> Result<Annals, StoreError> {
+    let application_name = "example-orders".into();
+    Annals::connect(Config { application_name, migrate, ..Config::new(url) }).await
+}
+
+/// The database of `DATABASE_URL`, or of a private server in `data_dir`.
+///
+/// # Errors
+/// There is no server; the error says what to do.
+pub(crate) async fn database(data_dir: &Path) -> Result<Database, BoxError> {
+    let options = embedded::Options { data_dir: data_dir.into(), ..Default::default() };
+    Ok(embedded::database(options).await?)
+}
+
+/// Why `database` cannot be used, with what to do if it was given.
+pub(crate) fn cannot_use(database: &Database, error: BoxError) -> BoxError {
+    if database.server().is_some() {
+        return error;
+    }
+    let text = with_causes(&*error);
+    format!("cannot use the database that DATABASE_URL names: {text}; correct the variable, or unset it for a private PostgreSQL").into()
 }
 
 /// Whether other processes that are alive run every read model, in this build's version. In doubt they do not: two may run

@@ -1,6 +1,7 @@
 //! The app: aggregates that take commands, and read models that follow, in one process.
 
 mod builder;
+mod replay;
 
 use std::{
     any::{Any, TypeId},
@@ -14,16 +15,19 @@ use sqlx::PgConnection;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::builder::{Builder, Follow, StartError};
+pub use self::{
+    builder::{Builder, Follow, StartError},
+    replay::{ReplayFailure, ReplayProgress, Replayed},
+};
 use crate::{
-    Aggregate, CommandCounts, Either, Event, Holder, Horizon, Id, Options, Payload, Position, Receipt, Recorded,
+    Aggregate, By, CommandCounts, Either, Event, Holder, Horizon, Id, Options, Payload, Position, Receipt, Recorded,
     StreamId, Undecodable, View,
     error::{ExecuteError, StoreError},
     event::contract::Contracts,
     execute::{self, Repository},
     store::Annals,
     subscription::{FollowerState, FollowerStatus, Registered, Seat, Started, Verified, verify},
-    view::ViewSql,
+    view::{KeyRebuilt, ViewSql, rebuild_key},
 };
 
 /// How far an app's read models are behind the log, and what keeps them.
@@ -363,6 +367,19 @@ impl App {
             None => return Err(StoreError::Closed),
         };
         verify(self.store(), &follower.model, &tail, process).await
+    }
+
+    /// Folds the document `key` of `V` anew from the log, and puts it in place, while the view and everything else of it goes on:
+    /// for a document that was changed or lost by other means than events. What was discarded is left out. `by` is recorded.
+    ///
+    /// It reads all the events that the view reads, up to where the view stands.
+    ///
+    /// # Errors
+    /// [`StoreError::Unfit`] while the key has events parked, the view is being rebuilt or another version of it is live; if the
+    /// view's code cannot apply what the live view has applied; or if `V` is not registered. As any read otherwise.
+    pub async fn rebuild_key<V: View>(&self, key: impl Into<Id>, by: &By) -> Result<KeyRebuilt, StoreError> {
+        self.view::<V>()?;
+        rebuild_key::<V>(self.store(), &self.inner.contracts, &key.into(), by).await
     }
 
     /// What became of the commands of each aggregate type in this process.

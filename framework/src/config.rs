@@ -8,8 +8,8 @@ use crate::{InvalidInput, PayloadLimits};
 ///
 /// Connections to Postgres, at most: `append_lanes + held_lanes + read_connections + follower_connections +
 /// user_connections + 3` (the tail, the wake-up, and a short-lived one that looks up a lost answer or sets up a read model),
-/// 24 by default, and each of them only when it is needed. A rebuild that ends, a comparison (`App::verify`) and an operator's
-/// action (`Annals::followers`) take one to three more for as long as they last.
+/// 24 by default, and each of them only when it is needed. A rebuild that ends, a comparison (`App::verify`) an
+/// operator's action (`Annals::followers`) and a replay check take one to three more for as long as they last.
 ///
 /// ```
 /// use annals::Config;
@@ -57,6 +57,10 @@ pub struct Config {
     /// SQL of your own, and the few connections of operators and rebuilds. Never printed.
     /// Default: none.
     pub direct_url: Option<String>,
+    /// Whether `connect` creates the store, and migrates it to what this build knows, if the role may. Without, a store that is
+    /// not there yet or lacks a migration is refused, and nothing is changed.
+    /// Default: true.
+    pub migrate: bool,
     /// What may be appended.
     pub limits: Limits,
     /// How long an append may take, queue and conflicts of lanes included; what has been sent by then is given another second
@@ -165,6 +169,7 @@ impl Config {
             append_queue_bytes: 256 << 20,
             pooler: Pooler::None,
             direct_url: None,
+            migrate: true,
             limits: Limits::default(),
             append_deadline: Duration::from_secs(20),
             command_deadline: Duration::from_secs(30),

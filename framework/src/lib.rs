@@ -17,7 +17,7 @@ pub mod testing;
 pub mod view;
 
 pub use aggregate::{Aggregate, Context};
-pub use app::{App, Builder, Follow, Lag, StartError, WaitError};
+pub use app::{App, Builder, Follow, Lag, ReplayFailure, ReplayProgress, Replayed, StartError, WaitError};
 pub use config::{Config, Limits, Pooler};
 pub use error::{BoxError, ExecuteError, InvalidInput, StoreError, Undecodable};
 pub use event::{ContractError, Event, Metadata, Payload, PayloadLimits, Recorded, Upcast};
@@ -29,4 +29,4 @@ pub use subscription::{
     By, DeadLetter, DeadLetterGroup, DeadLetters, Difference, Explained, ExplainedLetter, FailurePolicy, Fate,
     FollowerAction, FollowerState, FollowerStatus, Followers, OnFailure, PartitionLag, Verified,
 };
-pub use view::{Change, View};
+pub use view::{Change, KeyRebuilt, View};

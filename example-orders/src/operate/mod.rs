@@ -7,6 +7,7 @@ mod poison;
 mod progress;
 mod projections;
 mod rebuild;
+mod replay;
 mod settle;
 mod verify;
 
@@ -14,6 +15,7 @@ pub(crate) use letters::run as letters;
 pub(crate) use model::models;
 pub(crate) use poison::plant;
 pub(crate) use projections::run as projections;
+pub(crate) use replay::run as replay;
 
 /// What a command answers when something is parked still that it was to get out of the way.
 const STILL_PARKED: u8 = 3;

@@ -36,7 +36,10 @@ pub(crate) async fn run(
     let followers = shop.app.store().followers();
     let followers = &followers;
     let done = match command {
-        Projections::Rebuild { name, pace, by } => {
+        Projections::Rebuild { name, key: Some(key), by, .. } => {
+            until(stop, rebuild::key(shop, &name, &key, &by.into())).await
+        }
+        Projections::Rebuild { name, pace, by, .. } => {
             return rebuild::run(shop, data_dir, rebuild::Asked { name, pace, by: by.into() }, stop).await;
         }
         Projections::Verify { name, json } => {

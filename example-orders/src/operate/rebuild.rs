@@ -1,4 +1,4 @@
-//! Asks for a rebuild, and watches it until it has taken its place.
+//! Asks for a rebuild, and watches it until it has taken its place; or makes a single document anew.
 
 use std::{
     path::Path,
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use annals::{BoxError, By, Followers};
+use annals::{BoxError, By, Followers, KeyRebuilt, View};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     figures::{count, counted, span},
+    read_models::{CustomerSpend, DepartmentSales, OpenOrder},
     say::{note, say},
     shop::Shop,
     typed,
@@ -81,6 +82,39 @@ pub(crate) async fn run(
     }
 }
 
+/// Folds one document of the view `name` anew, and puts it in place.
+///
+/// # Errors
+/// There is no such view, its key has events parked, or Postgres cannot be asked.
+pub(crate) async fn key(shop: &Shop, name: &str, key: &str, by: &By) -> Result<(), BoxError> {
+    let app = &shop.app;
+    let rebuilt = match name {
+        CustomerSpend::NAME => app.rebuild_key::<CustomerSpend>(key, by).await?,
+        DepartmentSales::NAME => app.rebuild_key::<DepartmentSales>(key, by).await?,
+        OpenOrder::NAME => app.rebuild_key::<OpenOrder>(key, by).await?,
+        name => {
+            model(&app.store().followers(), name).await?;
+            return Err(
+                format!("{name} is a projector, whose rows have no keys to go by: rebuild it without --key").into()
+            );
+        }
+    };
+    Ok(say(key_rebuilt(&rebuilt))?)
+}
+
+fn key_rebuilt(rebuilt: &KeyRebuilt) -> String {
+    let KeyRebuilt { name, key, position, events, changed, before, after } = rebuilt;
+    let outcome = match (changed, before, after) {
+        (false, _, Some(_)) => "it was right",
+        (false, ..) => "there is no such document, as it should be",
+        (true, None, _) => "it was missing, and is there again",
+        (true, _, None) => "it should not have been there, and is gone",
+        (true, ..) => "it was wrong, and is mended",
+    };
+    let (events, position) = (counted(*events as i64, "event"), count(position.get()));
+    format!("{name}: {key} was folded anew from {events} up to position {position}: {outcome}")
+}
+
 enum Ending {
     /// What was built has taken its place.
     Serves(Build),
@@ -125,4 +159,27 @@ async fn cancelled(followers: &Followers, name: &str) -> Result<String, BoxError
         Some(reason) => format!(" by {} ({reason})", last.actor),
         None => format!(" by {}", last.actor),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use annals::Position;
+
+    use super::*;
+
+    #[test]
+    fn a_document_that_was_folded_anew_is_told_with_what_it_was() {
+        let told = |changed, before: Option<&str>, after: Option<&str>| {
+            let (before, after) = (before.map(Into::into), after.map(Into::into));
+            let (name, key, position) = ("sales".into(), "7".into(), Position::new(1_200));
+            key_rebuilt(&KeyRebuilt { name, key, position, events: 1, changed, before, after })
+        };
+
+        let right = told(false, Some("1"), Some("1"));
+        assert_eq!(right, "sales: 7 was folded anew from 1 event up to position 1,200: it was right");
+        assert!(told(true, Some("1"), Some("2")).ends_with("it was wrong, and is mended"));
+        assert!(told(true, None, Some("2")).ends_with("it was missing, and is there again"));
+        assert!(told(true, Some("1"), None).ends_with("it should not have been there, and is gone"));
+        assert!(told(false, None, None).ends_with("there is no such document, as it should be"));
+    }
 }

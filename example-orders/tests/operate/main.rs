@@ -5,6 +5,7 @@
 mod dead_letters;
 mod kit;
 mod rebuild;
+mod replay;
 
 use std::{
     fs::OpenOptions,

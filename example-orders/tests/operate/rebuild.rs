@@ -92,6 +92,29 @@ async fn a_read_model_that_was_changed_by_hand_differs_until_it_is_rebuilt() {
 }
 
 #[tokio::test]
+async fn a_single_document_is_put_right() {
+    let shop = Shop::open().await;
+    shop.execute(
+        "update annals_customer_spend.documents set document = document || '{\"orders\": -1}' \
+         where key = (select min(key) from annals_customer_spend.documents)",
+    )
+    .await;
+    let key: String =
+        sqlx::query_scalar("select min(key) from annals_customer_spend.documents").fetch_one(&shop.pool).await.unwrap();
+
+    let rebuild = ["projections", "rebuild", "customer_spend", "--key", &key];
+    let said = shop.prints(&[&rebuild[..], &["--reason", "seen wrong", "--by", "ada"]].concat(), 0);
+    assert!(said.starts_with(&format!("customer_spend: {key} was folded anew from ")), "{said}");
+    assert!(said.ends_with("it was wrong, and is mended\n"), "{said}");
+    assert!(shop.prints(&rebuild, 0).ends_with("it was right\n"));
+    assert_eq!(shop.objects(&["projections", "verify", "customer_spend", "--json"], 0)[0]["equal"], true);
+    assert_eq!(shop.number("select count(*) from annals.actions where action = 'rebuild key'").await, 2);
+    let output = shop.run(&["projections", "rebuild", "order_search", "--key", "1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("order_search is a projector"), "{}", text(&output.stderr));
+}
+
+#[tokio::test]
 async fn a_store_of_the_version_before_is_rebuilt_by_the_next_start() {
     let shop = Shop::open().await;
     shop.execute("update annals.generations set version = 1 where follower = 'order_search'").await;

@@ -9,7 +9,10 @@ use std::{
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{App, Inner, Kept};
+use super::{
+    App, Inner, Kept,
+    replay::{self, MakeFold},
+};
 use crate::{
     Aggregate, ContractError, InvalidInput, Projector, View,
     error::StoreError,
@@ -38,7 +41,7 @@ pub enum StartError {
 
 type Make = Box<dyn FnOnce(&Annals, &Arc<Contracts>) -> (TypeId, Box<dyn Kept>) + Send>;
 type Check = Box<dyn Fn(&Contracts) -> Result<(), ContractError> + Send>;
-type Define = Box<dyn FnOnce(&Annals, &Arc<Contracts>) -> Result<Model, InvalidInput> + Send>;
+pub(super) type Define = Box<dyn FnOnce(&Annals, &Arc<Contracts>) -> Result<Model, InvalidInput> + Send>;
 
 /// Which of its read models a process runs. What it does not run, others may; it can read and wait for it all the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,12 +68,13 @@ impl Follow {
 /// Collects what an app consists of.
 #[must_use = "an app runs once it is started"]
 pub struct Builder {
-    store: Annals,
-    contracts: Contracts,
+    pub(super) store: Annals,
+    pub(super) contracts: Contracts,
     repositories: Vec<Make>,
+    pub(super) folds: Vec<MakeFold>,
     readers: Vec<Check>,
     views: HashMap<TypeId, ViewSql>,
-    followers: Vec<(&'static str, Define)>,
+    pub(super) followers: Vec<(&'static str, Define)>,
     follow: Follow,
     error: Option<StartError>,
 }
@@ -82,6 +86,7 @@ impl Annals {
             store: self.clone(),
             contracts: Contracts::default(),
             repositories: vec![],
+            folds: vec![],
             readers: vec![],
             views: HashMap::new(),
             followers: vec![],
@@ -100,6 +105,7 @@ impl Builder {
         self.repositories.push(Box::new(|store, contracts| {
             (TypeId::of::<A>(), Box::new(Repository::<A>::new(store.clone(), contracts.clone())))
         }));
+        self.folds.push(Box::new(replay::fold::<A>));
         self
     }
 
@@ -133,23 +139,13 @@ impl Builder {
     /// # Errors
     /// [`StartError`] says what does not fit together; nothing runs then.
     pub async fn start(self) -> Result<App, StartError> {
-        if let Some(error) = self.error {
-            return Err(error);
-        }
-        for check in &self.readers {
-            check(&self.contracts)?;
-        }
-        for (nth, (name, _)) in self.followers.iter().enumerate() {
-            if self.followers[..nth].iter().any(|(other, _)| other == name) {
-                return Err(InvalidInput::Other(format!("two read models are called {name:?}: rename one")).into());
-            }
-        }
-        let (store, contracts) = (self.store, Arc::new(self.contracts));
-        let repositories = self.repositories.into_iter().map(|make| make(&store, &contracts)).collect();
-        let models = self.followers.into_iter().map(|(_, define)| define(&store, &contracts));
+        let this = self.checked()?;
+        let (store, contracts) = (this.store, Arc::new(this.contracts));
+        let repositories = this.repositories.into_iter().map(|make| make(&store, &contracts)).collect();
+        let models = this.followers.into_iter().map(|(_, define)| define(&store, &contracts));
         let models: Vec<Model> = models.collect::<Result<_, InvalidInput>>()?;
         let names: Vec<&'static str> = models.iter().map(|model| model.name).collect();
-        if let Follow::Only(only) = &self.follow
+        if let Follow::Only(only) = &this.follow
             && let Some(unknown) = only.iter().find(|name| !names.contains(&name.as_str()))
         {
             return Err(
@@ -164,7 +160,7 @@ impl Builder {
         tokio::spawn(send_wake_ups(store.clone(), stop.clone()));
         let registered = models.into_iter().map(|model| Registered {
             seat: Arc::new(Seat::new(model.name)),
-            runs: self.follow.has(model.name),
+            runs: this.follow.has(model.name),
             model,
         });
         let followers: Arc<Vec<Registered>> = Arc::new(registered.collect());
@@ -174,7 +170,7 @@ impl Builder {
         let inner = Inner {
             store,
             repositories,
-            views: self.views,
+            views: this.views,
             contracts,
             followers,
             coordinator: Mutex::new(coordinator),
@@ -182,5 +178,21 @@ impl Builder {
             stop,
         };
         Ok(App { inner: Arc::new(inner) })
+    }
+
+    /// The same, if it fits together.
+    pub(super) fn checked(mut self) -> Result<Self, StartError> {
+        if let Some(error) = self.error.take() {
+            return Err(error);
+        }
+        for check in &self.readers {
+            check(&self.contracts)?;
+        }
+        for (nth, (name, _)) in self.followers.iter().enumerate() {
+            if self.followers[..nth].iter().any(|(other, _)| other == name) {
+                return Err(InvalidInput::Other(format!("two read models are called {name:?}: rename one")).into());
+            }
+        }
+        Ok(self)
     }
 }

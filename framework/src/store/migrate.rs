@@ -14,14 +14,30 @@ use crate::{
 /// `(name, text)` of every migration, in order; the name begins with its number.
 const MIGRATIONS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/migrations.rs"));
 
-/// Creates or migrates the store's schema as the role of `conn`; a role that may not, only checks.
+/// Creates or migrates the store's schema as the role of `conn`; a role that may not, only checks. Unless `may_migrate`, nothing
+/// is changed.
 ///
 /// # Errors
 /// [`StoreError::Unfit`] if the store was made by a build this one cannot work with, if a migration's text has changed
-/// since it was applied, or if there is a migration to apply and the role may not.
-pub(crate) async fn migrate(conn: &mut PgConnection, name: &StoreName, sql: &Sql) -> Result<(), StoreError> {
-    if pending(conn, name, sql).await?.is_empty() {
+/// since it was applied, or if there is a migration to apply and the role or `may_migrate` does not let it.
+pub(crate) async fn migrate(
+    conn: &mut PgConnection,
+    name: &StoreName,
+    sql: &Sql,
+    may_migrate: bool,
+) -> Result<(), StoreError> {
+    let missing = pending(conn, name, sql).await?;
+    if missing.is_empty() {
         return Ok(());
+    }
+    if !may_migrate {
+        let titles: Vec<&str> = missing.iter().map(|(_, title, _)| *title).collect();
+        return Err(StoreError::Unfit(format!(
+            "store {} lacks {}, and this process is told to migrate nothing (Config::migrate): nothing was changed. Connect once \
+             with migrate: true, or look whether this is the store that was meant",
+            name.as_str(),
+            titles.join(", ")
+        )));
     }
     // A level that sees, behind the lock, what its holder before has done.
     let level = sql.begin_read_committed.text();

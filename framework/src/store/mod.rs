@@ -20,9 +20,11 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, SqlStr, postgres::PgConnectOptions};
+use sqlx::{
+    ConnectOptions, Connection, PgConnection, PgPool, Postgres, SqlStr, Transaction, postgres::PgConnectOptions,
+};
 
-use self::session::{Bounds, Connections};
+use self::session::Connections;
 pub use self::{
     append::{Append, NewEvent},
     doctor::{Finding, Roles, Severity},
@@ -35,7 +37,7 @@ pub(crate) use self::{
     batch::Appended,
     marker::horizon,
     read::{Names, content, recorded},
-    session::{Session, pool},
+    session::{Bounds, Session, pool},
 };
 use crate::{
     Config, Pooler,
@@ -73,7 +75,8 @@ pub(crate) struct Inner {
 }
 
 impl Annals {
-    /// Connects to the store that `config` names, and creates or migrates its schema if the role may.
+    /// Connects to the store that `config` names, and creates or migrates its schema if the role may and
+    /// [`Config::migrate`] says so.
     ///
     /// # Errors
     /// - [`StoreError::Unavailable`] or [`StoreError::Timeout`] if the server does not answer.
@@ -112,7 +115,8 @@ impl Annals {
         if config.pooler == Pooler::Transaction {
             pooler::check_same(&mut conn, &pooled, &config, &sql).await?;
         }
-        within(config.migration_deadline, "migrate the store", migrate::migrate(&mut conn, &name, &sql)).await??;
+        let migrating = migrate::migrate(&mut conn, &name, &sql, config.migrate);
+        within(config.migration_deadline, "migrate the store", migrating).await??;
         within(config.read_deadline, "check the store", marker::check(&mut conn, &sql)).await??;
         let _ = conn.close().await;
         let reads = Bounds { index_plans: true, ..Bounds::new(config.read_deadline) };
@@ -219,6 +223,17 @@ pub(crate) async fn connect_shortly(store: &Annals) -> Result<PgConnection, Stor
     let setting = Bounds::new(SHORTLY).set(&mut conn);
     within(store.config().connect_deadline, "connect", setting).await?.map_err(StoreError::on("connect"))?;
     Ok(conn)
+}
+
+/// A transaction on a connection of its own, apart from the store's pools and from any pooler. Dropped, it is rolled back.
+pub(crate) async fn begin_apart(store: &Annals, bounds: Bounds) -> Result<Transaction<'static, Postgres>, StoreError> {
+    let inner = &store.inner;
+    let options = inner.options.clone();
+    // There, followers take away the names of statements that they did not give.
+    let options = if inner.is_pooled() { options.statement_cache_capacity(0) } else { options };
+    let one = pool(&inner.config, &inner.sql, 1).connect_lazy_with(options);
+    let beginning = one.begin_with(bounds.begin(&inner.sql));
+    within(inner.config.connect_deadline, "connect", beginning).await?.map_err(StoreError::on("connect"))
 }
 
 /// A connection that may go through a pooler in transaction mode: used by [`on`] alone.

@@ -193,6 +193,37 @@ impl Annals {
         inner.read("read the log", reading).await
     }
 
+    /// One page of the events of all streams of `category` up to the position `up_to`, which the caller knows to be final:
+    /// stream by stream, behind the event `after` of one of them.
+    pub(crate) async fn read_category(
+        &self,
+        category: &str,
+        after: Option<(StreamId, Version)>,
+        up_to: Position,
+    ) -> Result<Page<(StreamId, Version)>, StoreError> {
+        let inner = &self.inner;
+        // Behind the hyphen that every stream of it has comes the full stop.
+        let (first, end) = (format!("{category}-"), format!("{category}."));
+        let after = after.map_or((first, 0), |(stream, version)| (stream.as_str().to_owned(), version.get()));
+        let rows = inner
+            .read("read the streams of a category", |mut conn| {
+                let (after, end) = (after.clone(), end.clone());
+                async move {
+                    fetch_page(&mut conn, &inner.event_bytes, PAGE_EVENTS, |last, limit| {
+                        let after =
+                            last.map_or((after.0.as_str(), after.1), |last| (last.stream.as_str(), last.version.get()));
+                        let (stream, end) = (after.0.to_owned(), end.clone());
+                        let sql = inner.sql.read_category.query();
+                        sql.bind(stream).bind(after.1).bind(end).bind(up_to.get()).bind(limit as i64)
+                    })
+                    .await
+                }
+            })
+            .await?;
+        let next = rows.events.last().filter(|_| rows.cut).map(|last| (last.stream.clone(), last.version));
+        Ok(Page { next, events: rows.events })
+    }
+
     /// Reads the log as a [`Stream`], page after page, in bounded memory. It ends at the safe position, or at
     /// [`ReadLog::up_to`].
     pub fn read_log(

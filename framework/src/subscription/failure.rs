@@ -73,7 +73,7 @@ impl FollowError {
     }
 
     /// The error with all its causes, in one line.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let error: &(dyn std::error::Error + 'static) = match self {
             Self::Store(error) => error,
             error => error,

@@ -16,6 +16,7 @@ mod partition;
 mod policy;
 mod rebuild;
 mod recent;
+mod replay;
 mod runner;
 mod status;
 mod tail;
@@ -27,6 +28,7 @@ pub(crate) use self::{
     coordinator::{Coordinator, Registered, Started},
     failure::FollowError,
     model::Model,
+    replay::{FollowerReplay, REPLAY_BATCH, aside},
     status::Seat,
     verify::verify,
     wake_up::send as send_wake_ups,

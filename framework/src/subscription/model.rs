@@ -43,6 +43,8 @@ pub(crate) struct Model {
 
 /// A generation that is entered into the store.
 pub(crate) struct Generation {
+    /// The name it is entered under: the model's, but for what no other process may meet.
+    pub(crate) follower: &'static str,
     pub(crate) number: i64,
     pub(crate) schema: StoreName,
     pub(crate) purpose: &'static str,
@@ -103,6 +105,7 @@ impl Model {
                 )));
             }
             let generation = Generation {
+                follower: name,
                 number,
                 schema: self.live.clone(),
                 purpose: "live",
@@ -174,6 +177,7 @@ impl Model {
             retiring.execute(&mut *conn).await.map_err(&what)?;
         }
         let generation = Generation {
+            follower: self.name,
             number,
             schema: self.live.shadow(number),
             purpose: "rebuild",
@@ -235,7 +239,7 @@ impl Model {
             .sql
             .create_generation
             .query()
-            .bind(self.name)
+            .bind(generation.follower)
             .bind(self.kind)
             .bind(&self.definition)
             .bind(generation.number)

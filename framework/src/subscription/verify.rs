@@ -119,6 +119,7 @@ impl<'v> Shadow<'v> {
         let live = read_live(store, model, &mut tx).await?;
         let schema = model.live.shadow(generation);
         let entered = Generation {
+            follower: model.name,
             number: generation,
             schema: schema.clone(),
             purpose: "verify",

@@ -396,7 +396,7 @@ impl<V: View> Follower for ViewFollower<V> {
 }
 
 /// Why a key cannot be one, if it cannot.
-fn refuse_key(key: &str) -> Option<String> {
+pub(super) fn refuse_key(key: &str) -> Option<String> {
     if key.contains('\0') {
         return Some(format!("a key holds a NUL character: {key:?}"));
     }

@@ -1,10 +1,15 @@
 //! Views: read models of documents that the framework stores.
 
 mod follower;
+mod key;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-pub(crate) use self::follower::{ViewSql, model};
+pub use self::key::KeyRebuilt;
+pub(crate) use self::{
+    follower::{ViewSql, model},
+    key::rebuild_key,
+};
 use crate::{Event, FailurePolicy, Id, Recorded};
 
 /// What becomes of a document once an event was applied to it.

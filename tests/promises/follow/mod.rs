@@ -7,6 +7,8 @@ mod parking;
 mod processes;
 mod projector;
 mod rebuild;
+mod rebuild_key;
+mod replay;
 mod setup;
 mod swap;
 mod verify;
