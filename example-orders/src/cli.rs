@@ -57,6 +57,21 @@ pub(crate) enum Command {
     /// Checks this build against the log.
     #[command(subcommand)]
     Replay(Replay),
+    /// Places orders all the time, to see everything else happen beside them: rebuilds, a process that dies.
+    ///
+    /// Every five seconds it says how long orders took to be answered, and to be visible. It runs the read models, too, together
+    /// with whoever else does.
+    Trade {
+        /// Orders a second.
+        #[arg(long, value_name = "N", default_value_t = 200.0)]
+        rate: f64,
+        /// For how long.
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u64,
+        /// Lines of JSON instead of a text.
+        #[arg(long)]
+        json: bool,
+    },
     /// Appends an event that no read model can read, and a good one behind it, to see what becomes of them.
     ///
     /// The stream is an order of its own. Every read model parks both events and goes on with all other orders. What is

@@ -26,6 +26,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 mod tour;
+mod trade;
 mod typed;
 mod watch;
 
@@ -90,6 +91,11 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
             command.check()?;
             let work = async |shop: &Shop| unless_stopped(&stop, operate::letters(shop, data_dir, command)).await;
             in_shop(data_dir, Role::Operator, &stop, work).await
+        }
+        Some(Command::Trade { rate, seconds, json }) => {
+            let work =
+                async |shop: &Shop| trade::run(shop, rate, seconds, json, &stop).await.map(|()| ExitCode::SUCCESS);
+            in_shop(data_dir, Role::Shop, &stop, work).await
         }
         Some(Command::Replay(command)) => operate::replay(data_dir, command, &stop).await,
         Some(Command::PlantPoison) => {

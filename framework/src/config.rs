@@ -7,8 +7,8 @@ use crate::{InvalidInput, PayloadLimits};
 /// Where the store is and how much it may use. Every field has a default but the URL.
 ///
 /// Connections to Postgres, at most: `append_lanes + held_lanes + read_connections + follower_connections +
-/// user_connections + 3` (the tail, the wake-up, and a short-lived one that looks up a lost answer or sets up a read model),
-/// 24 by default, and each of them only when it is needed. A rebuild that ends, a comparison (`App::verify`) an
+/// user_connections + 4` (the tail, the wake-up, one more for rebuilds, and a short-lived one that looks up a lost answer or
+/// sets up a read model), 25 by default, and each of them only when it is needed. A rebuild that ends, a comparison (`App::verify`) an
 /// operator's action (`Annals::followers`) and a replay check take one to three more for as long as they last.
 ///
 /// ```

@@ -212,7 +212,6 @@ statements! {
     list_dependents,
     list_readers,
     prepare_swap,
-    hold_readers,
     swap_schemas,
     enter_swap,
     set_live,

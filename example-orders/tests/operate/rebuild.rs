@@ -126,3 +126,16 @@ async fn a_store_of_the_version_before_is_rebuilt_by_the_next_start() {
     assert!(shop.number("select sum(discount_cents)::bigint from annals_order_search.orders").await > 0);
     assert_eq!(shop.number("select count(*) from annals_order_search.orders").await, 1_000);
 }
+
+#[tokio::test]
+async fn orders_that_are_placed_all_the_time_are_counted_and_in_the_read_models() {
+    let shop = Shop::open().await;
+    let before = shop.number("select count(*) from annals.events").await;
+
+    let said = shop.objects(&["trade", "--rate", "50", "--seconds", "1", "--json"], 0);
+
+    let placed = said.last().unwrap()["placed"].as_i64().unwrap();
+    assert!((1..=60).contains(&placed), "{said:?}");
+    assert_eq!(shop.number("select count(*) from annals.events").await, before + placed);
+    assert_eq!(shop.prints(&["projections", "verify", "--json"], 0).matches("\"equal\":true").count(), 4);
+}

@@ -281,11 +281,13 @@ impl<A: Aggregate> Repository<A> {
         // Taken out: what fails on the way leaves a state of version 0, which is never wrong, only old.
         let mut known = std::mem::take(state);
         let loading = async {
-            let mut conn = self.store.inner.reads.acquire().await.map_err(StoreError::on(what))?;
-            match known.catch_up(&self.store, &mut conn, &self.contracts, stream).await {
+            let first = async {
+                let mut conn = self.store.inner.reads.acquire().await.map_err(StoreError::on(what))?;
+                known.catch_up(&self.store, &mut conn, &self.contracts, stream).await
+            };
+            match first.await {
                 Err(StoreError::Unavailable { .. }) => {
                     // A connection that died in the pool. Once more, on another.
-                    drop(conn);
                     let mut conn = self.store.inner.reads.acquire().await.map_err(StoreError::on(what))?;
                     known = State::default();
                     known.catch_up(&self.store, &mut conn, &self.contracts, stream).await

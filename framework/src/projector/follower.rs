@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use sqlx::{PgConnection, Row};
+use sqlx::{Connection, PgConnection, Row};
 
 use crate::{
     InvalidInput, Projector, Recorded,
@@ -135,6 +135,8 @@ impl<P: Projector> ProjectorFollower<P> {
         letters.store(&mut tx).await?;
         if !events.is_empty() {
             if self.pooled {
+                // Of another server connection than this one; and what other clients left on this one.
+                tx.clear_cached_statements().await.map_err(what)?;
                 batch.sql.forget_statements(&mut tx).await.map_err(what)?;
             }
             self.projector.apply(&events, &mut tx).await.map_err(FollowError::Handler)?;
@@ -149,8 +151,8 @@ impl<P: Projector> ProjectorFollower<P> {
             }
             Err(error) => return Err(what(error)),
         }
-        if self.pooled && !events.is_empty() {
-            batch.sql.forget_statements(&mut tx).await.map_err(what)?;
+        if self.pooled {
+            tx.clear_cached_statements().await.map_err(what)?;
         }
         tx.commit().await.map_err(what)?;
         Ok(Applied::Committed(letters.take_rows()))

@@ -1,5 +1,5 @@
--- Tells which keys of a partition are parked: by one probe of the index for each, however the table has grown since the plan
--- was made.
+-- Tells which keys of a partition are parked: by probes of the index for each, however the table has grown since the plan was
+-- made.
 --
 --   $1 follower    text
 --   $2 generation  bigint

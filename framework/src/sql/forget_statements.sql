@@ -1,5 +1,5 @@
--- Behind a pooler in transaction mode: takes away the prepared statements that a projector's code, this one's or another
--- client's, left on the server connection. A client counts its names from 1, and so does the next one.
+-- Behind a pooler in transaction mode: takes away the prepared statements that other clients left on the server connection
+-- before a projector's code makes its own. A client counts its names from 1, and so does the next one.
 do $$
 declare
   statement text;

@@ -2,4 +2,4 @@
 --
 -- Returns (backend text, database text).
 select pg_backend_pid()::text as backend,
-  (select oid from pg_database where datname = current_database()) || ' since ' || pg_postmaster_start_time() as database
+  (select oid from pg_database where datname = current_database()) || ' since ' || extract(epoch from pg_postmaster_start_time()) as database

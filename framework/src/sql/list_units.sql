@@ -12,10 +12,11 @@ select c.follower, c.generation, c.partition, g.partitions, g.version, g.purpose
   c.owner = $2 and c.parked > 0 and exists (
     select from annals.dead_letters d
     where d.next_attempt_at <= clock_timestamp() and d.follower = c.follower and d.generation = c.generation
-      and d.partition = c.partition and not exists (
-        select from annals.dead_letters e
+      and d.partition = c.partition and d.state <> 'discarded' and d.position = (
+        select e.position from annals.dead_letters e
         where (e.follower, e.generation, e.partition, e.key) = (d.follower, d.generation, d.partition, d.key)
-          and e.by_stream = d.by_stream and e.position < d.position and e.state <> 'discarded')) as due,
+          and e.by_stream = d.by_stream and e.state <> 'discarded'
+        order by e.position limit 1)) as due,
   c.attempts, c.last_error, c.failed_position, c.next_attempt_at, c.parked,
   array(
     select r.process_id from annals.processes r

@@ -1,4 +1,4 @@
--- The second half of a swap, whose first (swap.sql) said which schemas it is about. What readers were granted on the live
+-- The second half of a swap, whose first (prepare_swap.sql) said which schemas it is about. What readers were granted on the live
 -- schema and its relations, and on columns, they are granted on those of the same names.
 do $$
 declare

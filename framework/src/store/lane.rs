@@ -17,6 +17,7 @@ use crate::{
         batch::{Answer, Batch, Fault},
         connect_pooled,
         outcome::{Settled, settle},
+        own_session,
         session::begin_with,
         within,
     },
@@ -42,11 +43,7 @@ impl Backend {
     fn of(row: &PgRow) -> Result<Self, StoreError> {
         let started: Option<DateTime<Utc>> = row.try_get(1).map_err(StoreError::on(PREPARE))?;
         let Some(started) = started else {
-            return Err(StoreError::Unfit(
-                "this login runs as another role (set role) and may not see its own session, so a lost answer could not be \
-                 looked up: log in as a member that inherits the role"
-                    .into(),
-            ));
+            return Err(own_session());
         };
         Ok(Self { pid: row.get(0), started, transaction: row.get(2) })
     }
@@ -253,9 +250,8 @@ async fn send(
         .filter(|request| request.state.compare_exchange(WAITING, SENT, Ordering::AcqRel, Ordering::Acquire).is_ok())
         .collect();
     if part.is_empty() {
-        // Dropping the connection would do, too.
-        let kept = open.end_turn(inner, false).await;
-        if kept.is_err() {
+        // A transaction that may have begun ends with its connection.
+        if inner.is_pooled() {
             *line = None;
         }
         return Sent::Answered;

@@ -120,9 +120,16 @@ impl Annals {
         within(config.read_deadline, "check the store", marker::check(&mut conn, &sql)).await??;
         let _ = conn.close().await;
         let reads = Bounds { index_plans: true, ..Bounds::new(config.read_deadline) };
-        let own = |size, bounds| Connections::new(&config, &sql, size, bounds, pooled.clone());
-        let (reading, following) =
-            (own(config.read_connections, reads), own(config.follower_connections, Bounds::new(BATCH_DEADLINE)));
+        let own =
+            |size, bounds, options: &PgConnectOptions| Connections::new(&config, &sql, size, bounds, options.clone());
+        let reading = own(config.read_connections, reads, &pooled);
+        // One more than there are turns, for what is built beside what serves. A projector's own statements are kept by name until
+        // its work is done.
+        let following = own(
+            config.follower_connections + 1,
+            Bounds::new(BATCH_DEADLINE),
+            &pooled.clone().statement_cache_capacity(100),
+        );
         let inner = Arc::new_cyclic(|inner| Inner {
             reads: reading,
             followers: following,
@@ -195,7 +202,7 @@ impl Inner {
         let reading = async {
             let mut dead = 0;
             loop {
-                match read(self.reads.acquire().await?).await {
+                match async { read(self.reads.acquire().await?).await }.await {
                     Err(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) if dead < self.config.read_connections => {
                         dead += 1
                     }
@@ -207,7 +214,7 @@ impl Inner {
     }
 }
 
-/// A connection of the store's own, with every setting that its promises need.
+/// A connection of the store's own.
 pub(crate) async fn connect(options: &PgConnectOptions, deadline: Duration) -> Result<PgConnection, StoreError> {
     let connecting = PgConnection::connect_with(options);
     within(deadline, "connect", connecting).await?.map_err(StoreError::on("connect"))
@@ -239,6 +246,15 @@ pub(crate) async fn begin_apart(store: &Annals, bounds: Bounds) -> Result<Transa
 /// A connection that may go through a pooler in transaction mode: used by [`on`] alone.
 pub(crate) async fn connect_pooled(inner: &Inner) -> Result<PgConnection, StoreError> {
     connect(&inner.pooled, inner.config.connect_deadline).await
+}
+
+/// A login that may not see its own session cannot tell what became of it.
+pub(crate) fn own_session() -> StoreError {
+    StoreError::Unfit(
+        "this login runs as another role (set role) and may not see its own session, so a lost answer could not be looked up, \
+         nor a crash of the server noticed: log in as a member that inherits the role"
+            .into(),
+    )
 }
 
 /// A use of such a connection.

@@ -84,7 +84,12 @@ impl Connections {
     pub(crate) async fn acquire(&self) -> Result<Session<'static>, sqlx::Error> {
         Ok(match &self.begin {
             None => Session::Taken(self.pool.acquire().await?),
-            Some(begin) => Session::Lent(self.pool.begin_with(begin.clone()).await?),
+            // In a task: whoever gives up while this waits for the pooler would leave a transaction open (launchbadge/sqlx #4393).
+            Some(begin) => {
+                let (pool, begin) = (self.pool.clone(), begin.clone());
+                let beginning = tokio::spawn(async move { pool.begin_with(begin).await });
+                Session::Lent(beginning.await.map_err(|_| sqlx::Error::PoolClosed)??)
+            }
         })
     }
 

@@ -21,8 +21,11 @@ use crate::{
 
 /// How near a shadow has to be to the live model to try to take its place, in positions.
 const NEAR: i64 = 10_000;
-/// How long the live model and its readers are held while the shadow passes it.
-const HELD: Duration = Duration::from_millis(100);
+/// How long the live model is held while the shadow passes it.
+const HELD: Duration = Duration::from_millis(500);
+/// A reader is old that reads for longer; how often a moment without any reader is looked for.
+const OLD: Duration = Duration::from_secs(1);
+const MOMENTS: usize = 20;
 /// How often it is said for whom a swap waits.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// How soon it is looked again while there is something to do, and else.
@@ -186,18 +189,28 @@ async fn halt(store: &Annals, model: &Model, shadow: &Shadow, reason: &str) -> R
     store.inner.followers.execute("halt a rebuild", halting).await.map(drop)
 }
 
-/// Whether somebody else holds what was to be locked.
-fn is_held(error: &sqlx::Error) -> bool {
-    matches!(error.as_database_error().and_then(|error| error.code()).as_deref(), Some("55P03" | "40P01"))
+/// Whoever has been reading a model for longer than [`OLD`], in one transaction. Rows that are newer than its snapshot it would not
+/// find: the new tables would be empty to a dump that began with the old ones.
+async fn old_reader(conn: &mut PgConnection, store: &Annals, live: &str) -> Result<Option<PgRow>, StoreError> {
+    let what = StoreError::on("look for readers of a model");
+    let list = &store.inner.sql.list_readers;
+    let before = list.query().bind(live).fetch_all(&mut *conn).await.map_err(&what)?;
+    if before.is_empty() {
+        return Ok(None);
+    }
+    sleep(OLD).await;
+    let now = list.query().bind(live).fetch_all(&mut *conn).await.map_err(&what)?;
+    let was_there = |row: &PgRow| before.iter().any(|other| other.get::<&str, _>(0) == row.get::<&str, _>(0));
+    Ok(now.into_iter().find(was_there))
 }
 
 /// Says now and then for whom a swap waits.
-fn tell_readers(model: &Model, reader: &PgRow) {
+fn tell_reader(model: &Model, reader: &PgRow) {
     static TOLD: Mutex<Option<Instant>> = Mutex::new(None);
     let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
     if told.is_none_or(|told| told.elapsed() > TELL_EVERY) {
         *told = Some(Instant::now());
-        let (pid, application, seconds): (i32, &str, Option<f64>) = (reader.get(0), reader.get(1), reader.get(2));
+        let (pid, application, seconds): (i32, &str, Option<f64>) = (reader.get(1), reader.get(2), reader.get(3));
         let follower = model.name;
         tracing::warn!(follower, pid, application, seconds, "a rebuilt model waits for a reader of the old one to end");
     }
@@ -210,42 +223,21 @@ async fn swap(store: &Annals, model: &Model, shadow: &Shadow, conn: &mut PgConne
     let live = model.live.as_str();
     // The live model is held for a moment only: as long as the shadow is not there, it is let go on.
     let reading = sql.read_positions.query().bind(vec![model.name]).fetch_all(&mut *conn);
-    let serving = reading.await.map_err(&what)?;
-    let Some(old) = serving.first().map(|row| row.get::<i64, _>(1)) else { return Ok(()) };
-    let most = serving.iter().map(|row| row.get::<i64, _>(3)).max();
+    let most = reading.await.map_err(&what)?.iter().map(|row| row.get::<i64, _>(3)).max();
     match (progress(conn, store, model, shadow).await?, most) {
         (Some((position, true)), Some(most)) if position >= most => {}
         _ => return Ok(()),
     }
-    let mut tx = conn.begin_with(sql.begin_read_committed.text()).await.map_err(&what)?;
-    sql.lock_follower.query().bind(live).execute(&mut *tx).await.map_err(&what)?;
-    let readers = sql.list_readers.query().bind(live).fetch_all(&mut *tx).await.map_err(&what)?;
-    if let Some(reader) = readers.first() {
-        tell_readers(model, reader);
+    if let Some(reader) = old_reader(conn, store, live).await? {
+        tell_reader(model, &reader);
         return Ok(());
     }
-    let old_schema = model.live.shadow(old);
-    sql.prepare_swap
-        .query()
-        .bind(live)
-        .bind(&shadow.schema)
-        .bind(old_schema.as_str())
-        .execute(&mut *tx)
-        .await
-        .map_err(&what)?;
-    // First the tables, then the checkpoints: a batch that waits for its checkpoint has its tables already.
-    let held = match sqlx::raw_sql(sql.hold_readers.text()).execute(&mut *tx).await {
-        Ok(_) => sql.lock_live.query().bind(model.name).fetch_all(&mut *tx).await,
-        Err(error) => Err(error),
-    };
-    let held = match held {
-        Err(error) if is_held(&error) => return Ok(()),
-        held => held.map_err(&what)?,
-    };
+    let mut tx = conn.begin_with(sql.begin_read_committed.text()).await.map_err(&what)?;
+    sql.lock_follower.query().bind(live).execute(&mut *tx).await.map_err(&what)?;
+    let held = sql.lock_live.query().bind(model.name).fetch_all(&mut *tx).await.map_err(&what)?;
     let positions = held.iter().map(|row| row.get::<i64, _>(1));
-    let (true, Some(most)) = (held.iter().all(|row| row.get::<i64, _>(0) == old), positions.max()) else {
-        return Ok(());
-    };
+    let (Some(row), Some(most)) = (held.first(), positions.max()) else { return Ok(()) };
+    let old: i64 = row.get(0);
     // Nobody may read less from the new model than from the old one. The live one waits meanwhile.
     let begun = Instant::now();
     loop {
@@ -264,6 +256,22 @@ async fn swap(store: &Annals, model: &Model, shadow: &Shadow, conn: &mut PgConne
             dependents.join(", ")
         );
         return halt(store, model, shadow, &reason).await;
+    }
+    let old_schema = model.live.shadow(old);
+    sql.prepare_swap
+        .query()
+        .bind(live)
+        .bind(&shadow.schema)
+        .bind(old_schema.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(&what)?;
+    // What reads for longer has been waited for: a moment is enough for the others, if there is one without any.
+    for _ in 0..MOMENTS {
+        if sql.list_readers.query().bind(live).fetch_all(&mut *tx).await.map_err(&what)?.is_empty() {
+            break;
+        }
+        sleep(Duration::from_millis(5)).await;
     }
     sqlx::raw_sql(sql.swap_schemas.text()).execute(&mut *tx).await.map_err(&what)?;
     sql.enter_swap

@@ -43,12 +43,14 @@ use crate::{
 const BATCH: usize = 2_000;
 /// The same of what is built beside the live model: nobody waits for its single events.
 const SHADOW_BATCH: usize = 10_000;
-/// While the log is being written, a rebuild works for a quarter of the time, unless it was told its pace.
-const STEPS_BACK: u32 = 3;
+/// While the log is being written, a rebuild works for a fifth of the time, unless it was told its pace.
+const STEPS_BACK: u32 = 4;
 /// The longest it steps back at once.
 const LONGEST_STEP_BACK: Duration = Duration::from_secs(2);
-/// Parked events that are tried again have a tenth of the time while there is something new: other keys do not wait for them.
-const RETRIES_STEP_BACK: u32 = 9;
+/// Parked events that are tried again have a twentieth of the time while there is something new: other keys do not wait for them.
+const RETRIES_STEP_BACK: u32 = 19;
+/// And the longest that they wait for that.
+const LONGEST_RETRIES_STEP_BACK: Duration = Duration::from_millis(800);
 /// A checkpoint that only passes over events of others is saved this often.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// How long a handler that was told to end may take for that.
@@ -78,6 +80,7 @@ pub(super) struct Runner {
     frontier: watch::Receiver<Frontier>,
     recent: Arc<Recent>,
     turns: Arc<Semaphore>,
+    spare_turn: Arc<Semaphore>,
     ahead: Option<Ahead>,
     parked: Arc<Parked>,
     discards: Arc<HashSet<(i64, String, bool)>>,
@@ -142,6 +145,7 @@ impl Runner {
             frontier: tail.frontier.clone(),
             recent: tail.recent.clone(),
             turns: tail.turns.clone(),
+            spare_turn: tail.spare_turn.clone(),
             ahead: None,
             parked: Arc::default(),
             discards: Arc::default(),
@@ -261,7 +265,7 @@ impl Runner {
             if !self.retry_due(at).await? {
                 self.forget(place);
             }
-            self.retry_from = Instant::now() + now.elapsed() * RETRIES_STEP_BACK;
+            self.retry_from = Instant::now() + (now.elapsed() * RETRIES_STEP_BACK).min(LONGEST_RETRIES_STEP_BACK);
             return Ok(Step::Done);
         }
         if end <= at.read && at.held {
@@ -282,8 +286,11 @@ impl Runner {
             self.wait_for_tail().await;
             return Ok(Step::Done);
         }
-        let turns = self.turns.clone();
-        let _turn = turns.acquire().await;
+        let (turns, spare) = (self.turns.clone(), self.spare_turn.clone());
+        let _turn = tokio::select! {
+            turn = turns.acquire() => turn,
+            turn = spare.acquire(), if self.unit.shadow => turn,
+        };
         // That may have taken long: what was known of the log before holds no more if the tail has lost its connection.
         let frontier = *self.frontier.borrow();
         if !frontier.connected || frontier.epoch != at.epoch {

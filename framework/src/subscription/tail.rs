@@ -27,7 +27,7 @@ use super::{
 use crate::{
     Position,
     error::StoreError,
-    store::{Annals, ReadLog, connect_pooled, horizon, on, within},
+    store::{Annals, ReadLog, connect_pooled, horizon, on, own_session, within},
 };
 
 /// How long the tail waits before it connects again: longer with each failure, anew after each success.
@@ -57,6 +57,8 @@ pub(crate) struct Tail {
     pub(crate) recent: Arc<Recent>,
     /// A follower works when it has one: so many connections there are, and a long batch of one is no failure of another.
     pub(crate) turns: Arc<Semaphore>,
+    /// One more for what is built beside what serves: while a swap holds that back, its batches keep their turns.
+    pub(crate) spare_turn: Arc<Semaphore>,
     /// Who follows.
     followed: Arc<Followed>,
     /// Why the log cannot be read now: then no follower hears of anything, however well it is.
@@ -104,7 +106,7 @@ impl Tail {
                 () = stop.cancelled() => {}
             }
         });
-        Self { frontier, recent, turns, followed, trouble }
+        Self { frontier, recent, turns, spare_turn: Arc::new(Semaphore::new(1)), followed, trouble }
     }
 }
 
@@ -155,8 +157,9 @@ impl Reader {
                 let asking = inner.sql.read_backend.typed::<(Option<DateTime<Utc>>, DateTime<Utc>)>();
                 let asking = within(inner.config.read_deadline, what, asking.fetch_one(&mut *conn)).await?;
                 let (started, now) = asking.map_err(StoreError::on(what))?;
+                let started = started.ok_or_else(own_session)?;
                 // The server may have crashed without this connection noticing.
-                first |= started.zip(looked_at).is_none_or(|(started, looked_at)| started >= looked_at);
+                first |= looked_at.is_none_or(|looked_at| started >= looked_at);
                 looked_at = Some(now);
             }
             let asking = horizon(&mut conn, &inner.sql);
@@ -183,6 +186,7 @@ impl Reader {
                 (read, last) = self.read_page(&mut conn, (read, last), safe).await?;
                 self.frontier.send_modify(|frontier| (frontier.safe, frontier.last) = (read, last));
             }
+            let what = "end a look at the log";
             within(inner.config.read_deadline, what, conn.end()).await?.map_err(StoreError::on(what))?;
             // Somebody is in flight: look again soon, and less often the longer it takes.
             let in_flight = horizon.safe < horizon.drawn;

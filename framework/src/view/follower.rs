@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use sqlx::{PgConnection, Row};
+use sqlx::{Connection, PgConnection, Row};
 
 use self::{
     fold::{Decoded, Documents, fold},
@@ -290,6 +290,7 @@ impl<V: View> ViewFollower<V> {
         mut kept: Kept<V>,
         conn: &mut PgConnection,
     ) -> Result<Applied, FollowError> {
+        let in_callers = conn.is_in_transaction();
         // In the order of the index.
         documents.list.sort_unstable_by_key(|(key, _)| *key);
         let (mut stored, mut texts, mut removed) = (vec![], vec![], vec![]);
@@ -325,7 +326,10 @@ impl<V: View> ViewFollower<V> {
         for ((key, document), text) in stored.zip(&texts) {
             kept.documents.insert(key.to_owned(), (document, text.len() as u64));
         }
-        self.keep(Kept { at: Some(batch.committed()), ..kept });
+        // Where the caller commits, it may fail yet.
+        if !in_callers {
+            self.keep(Kept { at: Some(batch.committed()), ..kept });
+        }
         Ok(Applied::Committed(letters.take_rows()))
     }
 

@@ -1,6 +1,6 @@
 //! Parked events of a partition: what is remembered of them, and how they are tried again, each key in order.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use sqlx::Row;
 use tokio::time::Instant;
@@ -17,6 +17,8 @@ use crate::{
 
 /// Parked events of one key that are tried at once.
 const RETRIED: usize = 500;
+/// How long one turn of retries takes, about.
+const TURN: Duration = Duration::from_millis(40);
 
 impl Runner {
     /// Keeps in mind which keys are parked, and when the first of them is tried again.
@@ -42,7 +44,7 @@ impl Runner {
 
     /// Tries parked events again that are due, key by key, each in order. Returns whether the place is still good.
     pub(super) async fn retry_due(&mut self, place: &mut Place) -> Result<bool, Failure> {
-        let (unit, store) = (self.unit.clone(), self.setting.store.clone());
+        let (unit, store, begun) = (self.unit.clone(), self.setting.store.clone(), Instant::now());
         let listing = store.inner.sql.list_due.query();
         let listing = listing.bind(unit.name).bind(unit.generation).bind(unit.partition).bind(20_i64);
         let rows = store.inner.followers.all("list what is to be tried again", listing).await?;
@@ -96,7 +98,8 @@ impl Runner {
                     failure => return Err(failure),
                 }
             }
-            if self.setting.stop.is_cancelled() {
+            // The others have their turn again after what is new.
+            if self.setting.stop.is_cancelled() || begun.elapsed() > TURN {
                 break;
             }
         }
