@@ -126,9 +126,10 @@ impl Builder {
     /// Aggregates are read stream by stream, and then the log once in its order for all views and projectors, into schemas that
     /// only one transaction sees, which is rolled back, whatever becomes of this process. Code that panics, or takes longer than
     /// [`FailurePolicy::deadline`] for a batch, counts as failed. What a projector does beside that transaction, such as a call
-    /// to somewhere else, it does here, too. No writer and no follower waits for the check; but `VACUUM` cleans up behind
-    /// it only, and whoever alters the store's tables waits for its end, so let no migration run beside a long one. It takes a
-    /// role with CREATE on the database. With [`Config::migrate`](crate::Config::migrate) false, connecting changes nothing, either.
+    /// to somewhere else, it does here, too; and what it locks outside its schema, by a foreign key or by hand, stays locked until
+    /// the end. No writer and no follower waits for the check otherwise; but it is one long transaction: Postgres cleans up
+    /// behind it only, live followers become slower with its length, every version of every document takes room until the end,
+    /// and whoever alters the store's tables waits. Check a large store on a copy. It takes a role with CREATE on the database. With [`Config::migrate`](crate::Config::migrate) false, connecting changes nothing, either.
     ///
     /// # Errors
     /// As [`Builder::start`]; [`StoreError::Unfit`] if a projector's tables or indexes cannot be created. An event that fails is
@@ -149,10 +150,11 @@ impl Builder {
             failure: None,
         };
         for make in &folds {
+            // The whole of each category is read: below a bound that few events reach, an index would be searched in vain.
             let bound = replayed.failure.as_ref().map_or(up_to, |failure| before(failure.position));
             let by = format!("aggregate {}", make().category());
             let mut tell = |events| progress(&ReplayProgress { by: by.clone(), events, up_to });
-            if let Some(failure) = replay_aggregate(&store, &contracts, make, bound, &by, &mut tell).await? {
+            if let Some(failure) = replay_aggregate(&store, &contracts, make, (up_to, bound), &by, &mut tell).await? {
                 replayed.failure = Some(failure);
             }
         }
@@ -169,23 +171,22 @@ fn before(position: Position) -> Position {
     Position::new(position.get() - 1)
 }
 
-/// Folds every stream of one aggregate up to `up_to`. Returns the event that failed and has the least position.
+/// Folds every stream of one aggregate up to `up_to`, read up to `end`. Returns the event that failed and has the least position.
 async fn replay_aggregate(
     store: &Annals,
     contracts: &Arc<Contracts>,
     make: &MakeFold,
-    mut up_to: Position,
+    (end, mut up_to): (Position, Position),
     by: &str,
     tell: &mut (dyn FnMut(u64) + Send),
 ) -> Result<Option<ReplayFailure>, StoreError> {
     let (mut fold, mut failure, mut read) = (make(), None, 0);
     let category = fold.category();
     let deadline = FailurePolicy::PARK.deadline;
-    let mut page = store.read_category(category, None, up_to).await?;
+    let mut page = store.read_category(category, None, end).await?;
     loop {
         let events = Arc::new(page.events);
         read += events.len() as u64;
-        let bound = up_to;
         let folding = async {
             let mut next = 0;
             while next < events.len() {
@@ -217,7 +218,7 @@ async fn replay_aggregate(
         };
         let reading = async {
             match &page.next {
-                Some(next) => store.read_category(category, Some(next.clone()), bound).await.map(Some),
+                Some(next) => store.read_category(category, Some(next.clone()), end).await.map(Some),
                 None => Ok(None),
             }
         };

@@ -7,7 +7,7 @@
 -- Returns (pid integer, started timestamptz, transaction timestamptz): which backend this is, and since when it is in the
 -- transaction. The planner's settings keep the append's plan to index probes and hashes, which is right at any size of the
 -- tables.
-select pid, a.backend_start as started, case when $local then a.xact_start end as transaction,
+select a.pid, a.backend_start as started, case when $local then a.xact_start end as transaction,
   set_config('lock_timeout', '$lock', $local),
   set_config('statement_timeout', '$statement', $local),
   set_config('idle_in_transaction_session_timeout',
@@ -21,4 +21,4 @@ select pid, a.backend_start as started, case when $local then a.xact_start end a
   set_config('enable_nestloop', 'off', $local),
   set_config('enable_mergejoin', 'off', $local),
   set_config('jit', 'off', $local)
-from (select pg_backend_pid() as pid) own left join pg_stat_activity a using (pid)
+from pg_stat_get_activity(pg_backend_pid()) a

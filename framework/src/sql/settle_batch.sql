@@ -4,8 +4,9 @@
 --   $1 schema  text
 --
 -- Returns (text): statements, for the simple protocol.
-select concat('set constraints ' || names || ' immediate; set constraints ' || names || ' deferred; ', 'discard temp')
+select concat('set constraints ' || names || ' immediate; ', 'set constraints ' || deferred || ' deferred; ', 'discard temp')
 from (
-  select string_agg(format('%I.%I', $1::text, conname), ', ' order by conname) as names
-  from pg_constraint where connamespace = to_regnamespace(quote_ident($1)) and condeferred
-) as deferred
+  select string_agg(format('%I.%I', $1::text, conname), ', ' order by conname) as names,
+    string_agg(format('%I.%I', $1::text, conname), ', ' order by conname) filter (where condeferred) as deferred
+  from pg_constraint where connamespace = to_regnamespace(quote_ident($1)) and condeferrable
+) as found

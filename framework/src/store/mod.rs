@@ -238,7 +238,11 @@ pub(crate) async fn begin_apart(store: &Annals, bounds: Bounds) -> Result<Transa
     let options = inner.options.clone();
     // There, followers take away the names of statements that they did not give.
     let options = if inner.is_pooled() { options.statement_cache_capacity(0) } else { options };
-    let one = pool(&inner.config, &inner.sql, 1).connect_lazy_with(options);
+    // What a handler writes after it has ended the transaction is refused.
+    let one = pool(&inner.config, &inner.sql, 1).after_connect(|conn, _| {
+        Box::pin(async move { sqlx::raw_sql("set default_transaction_read_only = on").execute(conn).await.map(drop) })
+    });
+    let one = one.connect_lazy_with(options);
     let beginning = one.begin_with(bounds.begin(&inner.sql));
     within(inner.config.connect_deadline, "connect", beginning).await?.map_err(StoreError::on("connect"))
 }

@@ -18,7 +18,11 @@ use std::{
 
 use futures::FutureExt;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, SqlSafeStr, SqlStr, Transaction};
-use tokio::{runtime::Handle, sync::oneshot, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::oneshot,
+    time::{Instant, timeout},
+};
 use uuid::Uuid;
 
 use super::{
@@ -39,6 +43,8 @@ use crate::{
 pub(crate) const REPLAY_BATCH: usize = 2_000;
 /// How long after a handler's deadline a thread may still need to end.
 const GRACE: Duration = Duration::from_secs(2);
+/// How often the server hears of the check at least.
+const ASK_EVERY: Duration = Duration::from_secs(30);
 
 type Event = Arc<Recorded<Payload>>;
 
@@ -69,6 +75,10 @@ pub(crate) struct FollowerReplay {
     shadows: Vec<Shadow>,
     sql: Arc<BatchSql>,
     bounding: Statement,
+    /// One for all batches: each marks the transaction with it, and one mark is enough.
+    owner: Uuid,
+    /// When the server was last asked for something, if only to stay awake.
+    asked: Instant,
 }
 
 /// One read model.
@@ -108,6 +118,8 @@ impl FollowerReplay {
             shadows,
             sql: Arc::new(BatchSql::new(&store.inner.sql)),
             bounding: store.inner.sql.set_statement_deadline.clone(),
+            owner: Uuid::now_v7(),
+            asked: Instant::now(),
         })
     }
 
@@ -117,6 +129,14 @@ impl FollowerReplay {
     /// # Errors
     /// Postgres cannot be asked.
     pub(crate) async fn apply(&mut self, events: &[Event]) -> Result<Option<(String, Event, String)>, StoreError> {
+        // The server ends a transaction that is idle for long: one whose read models want none of many events.
+        if self.asked.elapsed() > ASK_EVERY
+            && let Some(transaction) = &mut self.transaction
+        {
+            let asking = self.bounding.query().bind(BATCH_DEADLINE.as_millis().to_string());
+            asking.execute(&mut **transaction).await.map_err(StoreError::on("keep the replay check going"))?;
+            self.asked = Instant::now();
+        }
         let mut first: Option<(String, Event, String)> = None;
         for nth in 0..self.shadows.len() {
             let before = first.as_ref().map(|(_, event, _)| event.position);
@@ -171,7 +191,7 @@ impl FollowerReplay {
         let progress = Arc::new(Progress::default());
         let batch = Batch {
             unit: shadow.unit.clone(),
-            owner: Uuid::now_v7(),
+            owner: self.owner,
             from: shadow.at,
             to: events.last().map_or(shadow.at.position, |event| event.position),
             after: shadow.at.position,
@@ -221,6 +241,23 @@ impl FollowerReplay {
     }
 }
 
+/// Whether the server ended a statement that took longer than the read model's deadline.
+fn is_cancelled(error: &FollowError) -> bool {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = match error {
+        FollowError::Handler(error) => Some(&**error),
+        FollowError::Store(error) => Some(error),
+        FollowError::At { source, .. } => return is_cancelled(source),
+        _ => None,
+    };
+    while let Some(error) = next {
+        if let Some(sqlx::Error::Database(refusal)) = error.downcast_ref() {
+            return refusal.code().as_deref() == Some("57014");
+        }
+        next = error.source();
+    }
+    false
+}
+
 fn lost() -> StoreError {
     StoreError::Unfit("the transaction of the replay check is gone".into())
 }
@@ -265,6 +302,15 @@ impl Giving {
                 }
                 Some((position, error)) => (Some(position), error),
             },
+            // Nobody's event is to blame for a server that went away, or has no room left.
+            Err(error) if error.is_passing() && !is_cancelled(&error) => {
+                let text = error.text();
+                drop(savepoint);
+                return (
+                    None,
+                    Err(StoreError::Unfit(format!("the replay check was ended by the database: {text}; try again"))),
+                );
+            }
             Err(FollowError::At { position, source }) => (Some(position), source.text()),
             Err(error) => (None, error.text()),
         };

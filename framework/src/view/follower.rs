@@ -208,7 +208,7 @@ impl<V: View> ViewFollower<V> {
         (kept, held): (&mut Kept<V>, &mut Option<Held<V>>),
         conn: &mut PgConnection,
     ) -> Result<Documents<'k, V>, FollowError> {
-        let mut documents = Documents { places: HashMap::new(), list: vec![] };
+        let mut documents = Documents { places: HashMap::default(), list: vec![] };
         let mut missing = vec![];
         // Where nothing is stored yet there is nothing to load.
         let is_empty = batch.unit.shadow && batch.from.position == Position::START;
@@ -218,7 +218,8 @@ impl<V: View> ViewFollower<V> {
                 continue;
             }
             documents.places.entry(key).or_insert_with(|| {
-                let folded = held.as_mut().and_then(|held| held.documents.remove(&**key));
+                // Its place stays; whatever becomes of the batch, it comes back or all of it is dropped.
+                let folded = held.as_mut().and_then(|held| held.documents.get_mut(&**key)).map(Option::take);
                 let known = folded.or_else(|| kept.documents.remove(&**key).map(|(_, (document, _))| Some(document)));
                 if known.is_none() && !is_empty {
                     missing.push(&**key);

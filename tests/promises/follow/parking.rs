@@ -188,6 +188,38 @@ async fn an_event_without_known_keys_parks_its_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_discarded_of_a_stream_stays_out_whatever_the_number_of_partitions() {
+    let database = database().await;
+    let app = app(database.url()).await;
+    let control = app.store().followers();
+    let many = async |partitions: usize| {
+        control.set_partitions("history", partitions as u32, &by("more room")).await.unwrap();
+        let is_so = || async {
+            let lag = control.lag().await.unwrap();
+            lag.iter().filter(|lag| lag.follower == "history" && lag.partitions == partitions as i32).count()
+                == partitions
+        };
+        eventually("there are so many", is_so).await;
+    };
+    many(2).await;
+    let broken = NewEvent::new("Placed", r#"{"customer":7}"#);
+    let stream = StreamId::new("order-7").unwrap();
+    app.store().append(&stream, ExpectedVersion::NoStream, vec![broken]).await.unwrap();
+    let last = append(&app, "order-8", &[("ada", 1), ("bob", 2), ("cyn", 3)]).await;
+    app.wait_for("history", last, LONG).await.unwrap();
+    control.discard("history", &DeadLetters::All, &by("not an order")).await.unwrap();
+
+    for partitions in [4, 3, 1] {
+        many(partitions).await;
+        let verified = app.verify("history").await.unwrap();
+        assert!(verified.equal, "{partitions}: {verified:?}");
+        for key in ["ada", "bob", "cyn"] {
+            assert!(!app.rebuild_key::<History>(key, &by("to see")).await.unwrap().changed, "{partitions}: {key}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_tried_again_though_a_stream_of_its_events_is_parked_too() {
     let database = database().await;
     let app = app(database.url()).await;

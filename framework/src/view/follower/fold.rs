@@ -2,6 +2,8 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use foldhash::fast::RandomState;
+
 use crate::{
     Change, Id, Recorded, View,
     subscription::{Batch, FollowError, Letters, Work, guarded},
@@ -12,7 +14,7 @@ pub(super) type Decoded<E> = Result<Recorded<E>, FollowError>;
 
 /// The documents of a batch, each with its place in `list`.
 pub(super) struct Documents<'k, V> {
-    pub(super) places: HashMap<&'k str, usize>,
+    pub(super) places: HashMap<&'k str, usize, RandomState>,
     pub(super) list: Vec<(&'k str, Result<Option<V>, FollowError>)>,
 }
 

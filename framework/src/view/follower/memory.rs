@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use foldhash::fast::RandomState;
 use quick_cache::{Weighter, unsync::Cache};
 
 use super::fold::Documents;
@@ -20,7 +21,7 @@ pub(super) struct Held<V> {
     /// Up to where it is folded.
     pub(super) to: Position,
     /// None for one that is removed.
-    pub(super) documents: HashMap<String, Option<V>>,
+    pub(super) documents: HashMap<String, Option<V>, RandomState>,
     pub(super) counts: [i64; 4],
     pub(super) since: Instant,
     /// Bytes of a document's JSON, about.
@@ -63,7 +64,7 @@ impl<V: View> Held<V> {
         Self {
             from,
             to: from.position,
-            documents: HashMap::new(),
+            documents: HashMap::default(),
             counts: [0; 4],
             since: Instant::now(),
             average: 100.0,
@@ -81,8 +82,15 @@ impl<V: View> Held<V> {
             self.average = self.average * 0.75 + text.len() as f64 * 0.25;
         }
         for (key, document) in documents.list {
-            if let Ok(document) = document {
-                self.documents.insert(key.to_owned(), document);
+            match (self.documents.get_mut(key), document) {
+                (Some(place), Ok(document)) => *place = document,
+                (None, Ok(document)) => {
+                    self.documents.insert(key.to_owned(), document);
+                }
+                // What is stored stays as it is.
+                (_, Err(_)) => {
+                    self.documents.remove(key);
+                }
             }
         }
     }
