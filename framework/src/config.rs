@@ -118,7 +118,7 @@ pub enum Pooler {
     ///
     /// [`Annals::pool`](crate::Annals::pool) goes to `direct_url`, unless you bring a pool of your own through the pooler: there,
     /// put a transaction around your SQL, and `.persistent(false)` on each statement. What a projector does runs in a transaction
-    /// already, and the names that it leaves behind are taken away.
+    /// already, and the statements that it prepares are closed after it.
     ///
     /// ```no_run
     /// # async fn connect() -> Result<(), annals::StoreError> {

@@ -318,7 +318,7 @@ async fn append_in_works_in_a_transaction_of_the_callers_own_through_the_pooler(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pooler_or_a_server_that_dies_under_load_loses_nothing_that_was_acknowledged() {
+async fn a_pooler_that_dies_under_load_loses_nothing_that_was_acknowledged() {
     let server = server().await;
     let Some(mut bouncer) = Bouncer::start(server.url(), 4) else { return };
     let store = Annals::connect(bouncer.config(server.url())).await.unwrap();
