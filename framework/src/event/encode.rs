@@ -4,6 +4,8 @@ mod compound;
 mod key;
 mod value;
 
+use std::fmt::Display;
+
 use serde::{
     Serialize, Serializer,
     ser::{Impossible, SerializeStructVariant, SerializeTupleVariant},
@@ -53,10 +55,14 @@ pub(crate) fn encode_variant<E: Serialize>(event: &E, limits: &PayloadLimits) ->
 ///
 /// # Errors
 /// As [`encode`], but for the tagging.
-pub(crate) fn to_json<T: Serialize>(what: &str, value: &T, limits: &PayloadLimits) -> Result<String, InvalidInput> {
+pub(crate) fn to_json<T: Serialize>(
+    what: impl Display,
+    value: &T,
+    limits: &PayloadLimits,
+) -> Result<String, InvalidInput> {
     let mut writer = Writer::new(limits);
     let written = value.serialize(&mut writer).and_then(|()| writer.finish());
-    written.map_err(|refusal| refusal.into_invalid_input(what, std::any::type_name::<T>()))
+    written.map_err(|refusal| refusal.into_invalid_input(&what.to_string(), std::any::type_name::<T>()))
 }
 
 /// The outermost serializer: notes the variant's name, lets its content be written, refuses everything else.

@@ -12,7 +12,7 @@
 --   $9 documents   text[]
 --   $10 removed    text[]   documents to remove
 --
--- Returns (boolean): whether the checkpoint moved. If it did not, nothing was changed.
+-- What follows it says what becomes of events that failed: apply_view_end.sql that there are none, apply_view_park.sql parks them.
 with moved as (
   update annals.checkpoints
   set position = $6, fence = fence + case when $5::bigint = $6::bigint then 1 else 0 end,
@@ -33,4 +33,3 @@ stored as (
   where exists (select from moved)
   on conflict (key) do update set document = excluded.document
 )
-select exists (select from moved)

@@ -339,13 +339,14 @@ pub(crate) struct Names {
 
 /// Event type, schema version and payload of a row that [`recorded`] reads whole.
 pub(crate) fn content(row: &PgRow) -> Result<(&str, u16, &str), sqlx::Error> {
-    // The payload's column is `json`, whose binary form is its text: the exact bytes, with no parsing.
-    Ok((row.try_get(9)?, row.try_get::<i16, _>(7)?.unsigned_abs(), row.try_get_unchecked(12)?))
+    // Unchecked: the columns are the framework's own. The payload's is `json`, whose binary form is its text: the exact
+    // bytes, with no parsing.
+    Ok((row.try_get_unchecked(9)?, row.try_get_unchecked::<i16, _>(7)?.unsigned_abs(), row.try_get_unchecked(12)?))
 }
 
 /// An envelope, from the columns that every reading statement lists in the same order.
 pub(crate) fn recorded(row: &PgRow, names: &mut Names) -> Result<Recorded<Payload>, sqlx::Error> {
-    let (stream, (event_type, schema_version, payload)) = (row.try_get(8)?, content(row)?);
+    let (stream, (event_type, schema_version, payload)) = (row.try_get_unchecked(8)?, content(row)?);
     let stream = match &names.stream {
         Some(last) if last.as_str() == stream => last.clone(),
         _ => names.stream.insert(StreamId::stored(stream)).clone(),
@@ -355,19 +356,19 @@ pub(crate) fn recorded(row: &PgRow, names: &mut Names) -> Result<Recorded<Payloa
         _ => names.event_type.insert(event_type.into()).clone(),
     };
     Ok(Recorded {
-        position: Position::new(row.try_get(0)?),
-        version: Version::new(row.try_get(1)?),
-        event_id: row.try_get(2)?,
-        recorded_at: row.try_get(6)?,
+        position: Position::new(row.try_get_unchecked(0)?),
+        version: Version::new(row.try_get_unchecked(1)?),
+        event_id: row.try_get_unchecked(2)?,
+        recorded_at: row.try_get_unchecked(6)?,
         schema_version,
         stream,
         event_type,
         metadata: Metadata {
-            correlation_id: row.try_get(3)?,
-            causation_id: row.try_get(4)?,
-            command_id: row.try_get(5)?,
-            actor: row.try_get(10)?,
-            traceparent: row.try_get(11)?,
+            correlation_id: row.try_get_unchecked(3)?,
+            causation_id: row.try_get_unchecked(4)?,
+            command_id: row.try_get_unchecked(5)?,
+            actor: row.try_get_unchecked(10)?,
+            traceparent: row.try_get_unchecked(11)?,
         },
         event: Payload::stored(payload),
     })

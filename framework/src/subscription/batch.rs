@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    hash::{DefaultHasher, Hash, Hasher},
+    hash::BuildHasher,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
@@ -10,8 +10,9 @@ use std::{
     },
 };
 
+use foldhash::fast::RandomState;
 use futures::future::BoxFuture;
-use sqlx::{Connection, PgConnection, Postgres, Row, Transaction};
+use sqlx::{Connection, PgConnection, Postgres, Row, Transaction, postgres::PgArguments, query::Query};
 use uuid::Uuid;
 
 use super::{
@@ -112,6 +113,11 @@ impl Batch {
         let moved = i64::from(self.to == self.from.position);
         Checkpoint { position: self.to, fence: self.from.fence + moved }
     }
+
+    /// Whether nothing is stored of the partition yet, by nobody.
+    pub(crate) fn begins_shadow(&self) -> bool {
+        self.unit.shadow && self.from.position == Position::START
+    }
 }
 
 /// The statements that all followers share.
@@ -204,7 +210,9 @@ impl Progress {
 /// Which keys of a partition may be parked: never one too few. What it finds is asked of the database.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Parked {
-    hashes: HashSet<u64>,
+    hashes: HashSet<u64, RandomState>,
+    /// Some are streams that stand for unknown keys.
+    streams: bool,
     /// There are more than are kept in memory.
     many: bool,
 }
@@ -213,8 +221,9 @@ impl Parked {
     /// What is kept at most: 16 MB.
     pub(super) const MOST: usize = 500_000;
 
-    pub(super) fn add(&mut self, key: &str) {
-        self.hashes.insert(hash(key));
+    pub(super) fn add(&mut self, key: &str, by_stream: bool) {
+        self.hashes.insert(self.hashes.hasher().hash_one(key));
+        self.streams |= by_stream;
         self.many |= self.hashes.len() >= Self::MOST;
     }
 
@@ -223,14 +232,12 @@ impl Parked {
     }
 
     pub(crate) fn may_have(&self, key: &str) -> bool {
-        self.many || (!self.hashes.is_empty() && self.hashes.contains(&hash(key)))
+        self.many || (!self.hashes.is_empty() && self.hashes.contains(&self.hashes.hasher().hash_one(key)))
     }
-}
 
-fn hash(key: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    key.hash(&mut hasher);
-    hasher.finish()
+    pub(crate) fn may_have_streams(&self) -> bool {
+        self.many || self.streams
+    }
 }
 
 /// Failures that look alike, among the events of late.
@@ -355,6 +362,11 @@ impl<'b> Letters<'b> {
         self.blocked[usize::from(by_stream)].contains(key)
     }
 
+    /// Whether any of the keys that were asked for is parked.
+    pub(crate) fn finds_any(&self) -> bool {
+        self.blocked.iter().any(|blocked| !blocked.is_empty())
+    }
+
     fn is_retried(&self, key: &str, by_stream: bool) -> bool {
         matches!(&self.batch.work, Work::Retry { key: own, by_stream: stream } if own == key && *stream == by_stream)
     }
@@ -475,24 +487,22 @@ impl<'b> Letters<'b> {
         if self.rows.is_empty() {
             return Ok(());
         }
+        let parking = sql.park.query().bind(unit.name).bind(unit.generation).bind(unit.partition);
+        self.bind(parking).execute(conn).await.map(drop).map_err(what)
+    }
+
+    /// Binds what is parked: positions, keys, whether each key is a stream, fingerprints, errors; and the policy's delays.
+    pub(crate) fn bind<'q>(&'q self, parking: Query<'q, Postgres, PgArguments>) -> Query<'q, Postgres, PgArguments> {
         let column = |value: fn(&Letter) -> Option<&str>| self.rows.iter().map(value).collect::<Vec<_>>();
         let delays: Vec<f64> =
             (1..).map_while(|attempts| self.batch.policy.delay(attempts)).map(|delay| delay.as_secs_f64()).collect();
-        sql.park
-            .query()
-            .bind(unit.name)
-            .bind(unit.generation)
-            .bind(unit.partition)
+        parking
             .bind(self.rows.iter().map(|letter| letter.position.get()).collect::<Vec<_>>())
             .bind(self.rows.iter().map(|letter| letter.key.as_str()).collect::<Vec<_>>())
             .bind(self.rows.iter().map(|letter| letter.by_stream).collect::<Vec<_>>())
             .bind(column(|letter| letter.told.as_ref().map(|told| told.fingerprint.as_str())))
             .bind(column(|letter| letter.told.as_ref().map(|told| told.text.as_str())))
             .bind(delays)
-            .execute(conn)
-            .await
-            .map(drop)
-            .map_err(what)
     }
 
     /// What was parked, now that it is committed.

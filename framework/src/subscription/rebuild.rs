@@ -19,7 +19,7 @@ use crate::{
     store::{Annals, connect, connect_shortly, within},
 };
 
-/// How near a shadow has to be to the live model to try to take its place, in positions.
+/// How near a shadow has to be to the log's end to get its indexes and try to take the live model's place, in positions.
 const NEAR: i64 = 10_000;
 /// How long the live model is held while the shadow passes it.
 const HELD: Duration = Duration::from_millis(500);
@@ -46,7 +46,7 @@ pub(super) struct Shadow {
 /// Returns whether there was anything.
 async fn do_chores(store: &Annals, followers: &[Registered], shadows: bool) -> Result<bool, StoreError> {
     let names: Vec<&str> = followers.iter().map(|follower| follower.model.name).collect();
-    let listing = store.inner.sql.list_chores.query().bind(names);
+    let listing = store.inner.sql.list_chores.query().bind(names).bind(NEAR);
     let rows = store.inner.reads.all("look for what is to be rebuilt", listing).await?;
     for row in &rows {
         let (name, chore): (&str, &str) = (row.get(0), row.get(1));
@@ -54,7 +54,7 @@ async fn do_chores(store: &Annals, followers: &[Registered], shadows: bool) -> R
         let model = model.map(|follower| &follower.model);
         let (generation, schema, version) = (row.get::<Option<i64>, _>(2), row.get::<Option<String>, _>(3), row.get(4));
         let done = match (chore, model, generation, schema) {
-            _ if (chore == "shadow") != shadows => Ok(()),
+            _ if (chore == "shadow") != shadows || !row.get::<bool, _>(6) => Ok(()),
             ("rebuild", Some(model), ..) => begin(store, model).await,
             ("shadow", Some(model), Some(generation), Some(schema)) if Some(model.version as i32) == version => {
                 finish(store, model, &Shadow { generation, schema }).await
@@ -110,20 +110,12 @@ async fn progress(
 
 /// Takes a shadow further that has caught up: its indexes, and then the live model's place.
 async fn finish(store: &Annals, model: &Model, shadow: &Shadow) -> Result<(), StoreError> {
-    let what = StoreError::on("finish a rebuild");
-    let sql = &store.inner.sql;
     let mut conn = connect(&store.inner.options, store.config().connect_deadline).await?;
-    let last: i64 = sql.read_last_position.scalar().bind(i64::MAX).fetch_one(&mut conn).await.map_err(&what)?;
-    let is_near = |position: i64| last - position < NEAR;
-    if let Some((position, false)) = progress(&mut conn, store, model, shadow).await?
-        && is_near(position)
-    {
+    if let Some((_, false)) = progress(&mut conn, store, model, shadow).await? {
         let indexing = add_indexes(store, model, shadow, &mut conn);
         within(INDEXES, "make the indexes of a read model", indexing).await??;
     }
-    if let Some((position, true)) = progress(&mut conn, store, model, shadow).await?
-        && is_near(position)
-    {
+    if let Some((_, true)) = progress(&mut conn, store, model, shadow).await? {
         swap(store, model, shadow, &mut connect_shortly(store).await?).await?;
     }
     let _ = conn.close().await;

@@ -34,9 +34,18 @@ pub(crate) struct Filter {
 
 impl Filter {
     pub(crate) fn wants(&self, event: &Recorded<Payload>) -> bool {
+        self.is_meant(event) && self.has(event)
+    }
+
+    /// Whether its category and type are wanted.
+    pub(super) fn is_meant(&self, event: &Recorded<Payload>) -> bool {
         self.categories.iter().any(|category| category == event.stream.category())
             && !self.skips.contains(&&*event.event_type)
-            && self.streams.is_none_or(|(own, partitions)| partition_of(event.stream.as_str(), partitions) == own)
+    }
+
+    /// Whether it is of the partition.
+    pub(super) fn has(&self, event: &Recorded<Payload>) -> bool {
+        self.streams.is_none_or(|(own, partitions)| partition_of(event.stream.as_str(), partitions) == own)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Nothing is skipped: an event that fails is in the dead letters, with the later ones of its key behind it, or the
 //! follower stays before it and says so.
 
+mod pages;
 mod report;
 mod retry;
 
@@ -25,6 +26,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
 
+use self::pages::Pages;
 use super::{
     batch::{Applied, Batch, BatchSql, Checkpoint, Follower, Letters, Parked, Poison, Progress, Storm, Unit, Work},
     failure::{Failure, FollowError, message},
@@ -36,19 +38,21 @@ use super::{
 use crate::{
     Payload, Position, Recorded,
     error::StoreError,
-    store::{Annals, BATCH_DEADLINE, ReadLog, Session},
+    store::{Annals, BATCH_DEADLINE, Session},
 };
 
 /// Events of one batch at most.
 const BATCH: usize = 2_000;
 /// The same of what is built beside the live model: nobody waits for its single events.
 const SHADOW_BATCH: usize = 10_000;
-/// While the log is being written, a rebuild works for a fifth of the time, unless it was told its pace.
-const STEPS_BACK: u32 = 4;
+/// How far behind an event that fails a shadow holds nothing, in positions.
+const UNHELD: i64 = 100_000;
+/// While the log is being written, a rebuild works for a quarter of the time, unless it was told its pace.
+const STEPS_BACK: u32 = 3;
 /// The longest it steps back at once.
 const LONGEST_STEP_BACK: Duration = Duration::from_secs(2);
-/// Parked events that are tried again have a twentieth of the time while there is something new: other keys do not wait for them.
-const RETRIES_STEP_BACK: u32 = 19;
+/// Parked events that are tried again have a fortieth of the time while there is something new: other keys do not wait for them.
+const RETRIES_STEP_BACK: u32 = 39;
 /// And the longest that they wait for that.
 const LONGEST_RETRIES_STEP_BACK: Duration = Duration::from_millis(800);
 /// A checkpoint that only passes over events of others is saved this often.
@@ -81,7 +85,7 @@ pub(super) struct Runner {
     recent: Arc<Recent>,
     turns: Arc<Semaphore>,
     spare_turn: Arc<Semaphore>,
-    ahead: Option<Ahead>,
+    pages: Option<Pages>,
     parked: Arc<Parked>,
     discards: Arc<HashSet<(i64, String, bool)>>,
     storm: Arc<Mutex<Storm>>,
@@ -94,14 +98,6 @@ pub(super) struct Runner {
     /// When parked events may have a turn again though there is something new.
     retry_from: Instant,
     _follows: Follows,
-}
-
-/// A page of the log that is read while the one before it is applied.
-struct Ahead {
-    epoch: u64,
-    after: Position,
-    limit: usize,
-    page: AbortOnDropHandle<Result<Found, StoreError>>,
 }
 
 /// Where a partition is: `committed` stands in the database, `read` may be ahead of it over events of others, and never
@@ -146,7 +142,7 @@ impl Runner {
             recent: tail.recent.clone(),
             turns: tail.turns.clone(),
             spare_turn: tail.spare_turn.clone(),
-            ahead: None,
+            pages: None,
             parked: Arc::default(),
             discards: Arc::default(),
             storm: Arc::default(),
@@ -298,10 +294,10 @@ impl Runner {
             return Ok(Step::Done);
         }
         let last = at.drain_to.map_or(frontier.last, |drain_to| frontier.last.min(drain_to));
-        let begun = Instant::now();
         // No more than the pace allows in a second, stored at once.
         let within_pace = at.pace.map_or(*limit, |pace| (*limit).min(pace.max(1.0) as usize));
-        let Found { mut events, last: to, all } = self.find(at.epoch, at.read, last, within_pace).await?;
+        let (found, took) = self.find(at.epoch, at.read, last, within_pace).await?;
+        let (Found { mut events, last: to, all }, begun) = (found, Instant::now());
         // The window may have grown past the frontier meanwhile: what it holds is final.
         let mut to = to.unwrap_or(at.read);
         if let Some(drain_to) = at.drain_to.filter(|drain_to| *drain_to < to) {
@@ -320,7 +316,8 @@ impl Runner {
                 }
                 Applied::Held => at.held = true,
                 Applied::Unheld => {
-                    self.unheld = to;
+                    // Where one fails the next ones may fail, too.
+                    self.unheld = Position::new(to.get().saturating_add(UNHELD));
                     self.forget(place);
                     return Ok(Step::Done);
                 }
@@ -337,7 +334,7 @@ impl Runner {
         self.move_to(to);
         drop(_turn);
         if self.unit.shadow {
-            self.step_back(begun.elapsed(), count, pace, frontier.safe).await;
+            self.step_back(took + begun.elapsed(), count, pace, frontier.safe).await;
         }
         Ok(Step::Done)
     }
@@ -386,16 +383,15 @@ impl Runner {
             let mut conn = connections.acquire().await.map_err(&what)?;
             let mut keys = sql
                 .list_parked_keys
-                .scalar()
+                .query()
                 .bind(unit.name)
                 .bind(unit.generation)
                 .bind(unit.partition)
                 .bind(Parked::MOST as i64)
                 .fetch(&mut *conn);
             let mut parked = Parked::default();
-            while let Some(key) = keys.try_next().await.map_err(&what)? {
-                let key: String = key;
-                parked.add(&key);
+            while let Some(row) = keys.try_next().await.map_err(&what)? {
+                parked.add(row.get(0), row.get(1));
             }
             self.parked = Arc::new(parked);
             self.next_due = Some(Instant::now());
@@ -435,45 +431,34 @@ impl Runner {
         }
     }
 
-    /// Up to `limit` wanted events behind `after`, from memory, or else from the database up to `last`.
-    async fn find(&mut self, epoch: u64, after: Position, last: Position, limit: usize) -> Result<Found, StoreError> {
-        let ahead = self.ahead.take();
-        if let Some(found) = self.recent.after(after, limit, &self.setting.filter) {
-            return Ok(found);
-        }
-        let ahead = ahead.filter(|ahead| (ahead.epoch, ahead.after, ahead.limit) == (epoch, after, limit));
-        // One that failed was asked for some time ago: it says nothing about now.
-        let read = match ahead {
-            Some(ahead) => ahead.page.await.ok().and_then(Result::ok),
-            None => None,
-        };
-        let found = match read {
-            Some(found) => found,
-            None => self.read(after, last, limit).await?,
-        };
-        if let (false, Some(after)) = (found.all, found.last) {
-            let page = AbortOnDropHandle::new(tokio::spawn(self.read(after, last, limit)));
-            self.ahead = Some(Ahead { epoch, after, limit, page });
-        }
-        Ok(found)
-    }
-
-    /// Reads a page from the database.
-    fn read(
-        &self,
+    /// Up to `limit` wanted events behind `after`, from memory, or else from the database up to `last`; and how long it took
+    /// to read them, while something else was applied or not.
+    async fn find(
+        &mut self,
+        epoch: u64,
         after: Position,
         last: Position,
         limit: usize,
-    ) -> impl Future<Output = Result<Found, StoreError>> + Send + 'static {
-        let (store, filter) = (self.setting.store.clone(), self.setting.filter.clone());
-        async move {
-            let skipped_types = filter.skips.iter().map(ToString::to_string).collect();
-            let read = ReadLog { after, categories: filter.categories.clone(), skipped_types, ..ReadLog::default() };
-            let page = store.read_final(&read, last, limit).await?;
-            let events = page.events.into_iter().filter(|event| filter.wants(event)).map(Arc::new).collect();
-            // A page that is the last one looked through everything up to the position that was `last` when it was asked for.
-            Ok(Found { events, last: Some(page.next.unwrap_or(last)), all: page.next.is_none() })
+    ) -> Result<(Found, Duration), StoreError> {
+        let known = self.pages.take().filter(|pages| pages.is_at(epoch, after, limit));
+        if let Some(found) = self.recent.after(after, limit, &self.setting.filter) {
+            return Ok((found, Duration::ZERO));
         }
+        let begin = || Pages::begin(&self.setting.store, &self.setting.filter, epoch, (after, last), limit);
+        let mut pages = known.unwrap_or_else(begin);
+        let page = match pages.next().await {
+            Some(Ok(page)) => page,
+            // It failed some time ago, perhaps: that says nothing about now.
+            _ => {
+                pages = begin();
+                match pages.next().await {
+                    Some(page) => page?,
+                    None => return Ok((Found { events: vec![], last: None, all: true }, Duration::ZERO)),
+                }
+            }
+        };
+        self.pages = Some(pages).filter(|_| !page.0.all);
+        Ok(page)
     }
 
     /// Lets the follower do a piece of work, in a task of its own: whatever becomes of that, this one goes on.
@@ -541,6 +526,9 @@ impl Runner {
                     FollowError::Halt(format!(
                         "{hung}, and {kept} handlers of this process cannot be ended: restart the process to be rid of them"
                     ))
+                } else if held || hold {
+                    // Which event it is, is found out without holding.
+                    return Ok(Applied::Unheld);
                 } else if let Some((position, key)) = stuck {
                     return Err(Failure::Hung(Poison { position, by_stream: key.is_none(), key, told: hung.told() }));
                 } else {

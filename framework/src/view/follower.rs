@@ -17,7 +17,7 @@ use self::{
     memory::{Held, Kept},
 };
 use crate::{
-    BoxError, Change, Id, Payload, PayloadLimits, Position, Recorded, View,
+    BoxError, Change, Id, Payload, PayloadLimits, Recorded, View,
     error::StoreError,
     event::{contract::Contracts, encode::to_json},
     sql::{Statement, StoreName},
@@ -36,6 +36,7 @@ const STORED_AT_ONCE: usize = 10_000;
 pub(crate) struct ViewSql {
     load: Statement,
     apply: Statement,
+    apply_and_park: Statement,
     pub(crate) get: Statement,
     pub(crate) list: Statement,
     pub(crate) count: Statement,
@@ -52,7 +53,11 @@ impl ViewSql {
         let text = |text| schema.instantiate_model(store, text);
         Self {
             load: text(include_str!("../sql/load_documents.sql")),
-            apply: text(include_str!("../sql/apply_view.sql")),
+            apply: text(concat!(include_str!("../sql/apply_view.sql"), include_str!("../sql/apply_view_end.sql"))),
+            apply_and_park: text(concat!(
+                include_str!("../sql/apply_view.sql"),
+                include_str!("../sql/apply_view_park.sql")
+            )),
             get: text(include_str!("../sql/get_document.sql")),
             list: text(include_str!("../sql/list_documents.sql")),
             count: text(include_str!("../sql/count_documents.sql")),
@@ -85,7 +90,10 @@ struct ViewFollower<V> {
     sql: ViewSql,
     contracts: Arc<Contracts>,
     limits: PayloadLimits,
-    store_documents: Statement,
+    drop_key: Statement,
+    add_key: Statement,
+    store_first: Statement,
+    store_more: Statement,
     kept: Mutex<Kept<V>>,
     held: Mutex<Option<Held<V>>>,
 }
@@ -95,9 +103,18 @@ impl<V: View> ViewFollower<V> {
         let sql = ViewSql::within(&store.inner.name, &unit.schema);
         // A document is folded from many events, so the limit of one payload does not bound it.
         let limits = PayloadLimits { bytes: 256 << 20, ..store.config().limits.payload };
-        let text = include_str!("../sql/store_documents.sql");
-        let store_documents = unit.schema.instantiate_model(&store.inner.name, text);
-        Self { sql, contracts, limits, store_documents, kept: Mutex::new(Kept::nothing()), held: Mutex::new(None) }
+        let text = |text| unit.schema.instantiate_model(&store.inner.name, text);
+        Self {
+            sql,
+            contracts,
+            limits,
+            drop_key: text(include_str!("../sql/drop_documents_key.sql")),
+            add_key: text(include_str!("../sql/add_documents_key.sql")),
+            store_first: text(include_str!("../sql/store_first_documents.sql")),
+            store_more: text(include_str!("../sql/store_documents.sql")),
+            kept: Mutex::new(Kept::nothing()),
+            held: Mutex::new(None),
+        }
     }
 
     /// Takes out what is kept, if it is of this checkpoint: a batch that fails or is fenced leaves nothing behind.
@@ -151,12 +168,11 @@ impl<V: View> ViewFollower<V> {
     }
 
     async fn work(&self, batch: &Batch, conn: &mut PgConnection) -> Result<Applied, FollowError> {
-        let mut kept = self.take_kept(batch.from);
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let mut held = held.filter(|held| batch.held && held.from == batch.from && held.to == batch.after);
-        if batch.held && held.is_none() {
-            return Ok(Applied::Fenced);
+        if batch.held || batch.hold {
+            return self.hold(batch, held, conn).await;
         }
+        let mut kept = self.take_kept(batch.from);
         let mut letters = Letters::new(batch);
         let (mut events, mut keys) = (Vec::with_capacity(batch.events.len()), Vec::with_capacity(batch.events.len()));
         for raw in &batch.events {
@@ -172,31 +188,78 @@ impl<V: View> ViewFollower<V> {
         batch.progress.end();
         let keys = Arc::new(keys);
         if !batch.parked.is_empty() {
-            let streams = batch.events.iter().map(|raw| raw.stream.as_str());
+            let streams = if batch.parked.may_have_streams() { &batch.events[..] } else { &[] };
+            let streams = streams.iter().map(|raw| raw.stream.as_str());
             letters.find(keys.iter().flatten().map(|key| &**key).chain(streams).collect(), conn).await?;
         }
-        let mut documents = self.documents(&letters, batch, &keys, (&mut kept, &mut held), conn).await?;
+        let mut documents = self.documents(&letters, batch, &keys, &mut kept, conn).await?;
         batch.progress.folding(&keys);
         let bad = fold(batch, &mut events, &keys, &mut documents, &mut letters)?;
         batch.progress.end();
-        if batch.held && !letters.is_empty() {
-            return Ok(Applied::Unheld);
-        }
-        if batch.hold && letters.is_empty() {
-            let mut held = held.unwrap_or_else(|| Held::new(batch.from));
-            held.take(batch.to, letters.counts(), documents, &self.limits);
-            if !held.is_full() {
-                *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
-                return Ok(Applied::Held);
-            }
-            return self.store_held(batch, held, conn).await;
-        }
-        if let Some(mut held) = held {
-            held.take(batch.to, letters.counts(), documents, &self.limits);
-            return self.store_held(batch, held, conn).await;
-        }
         self.restore(batch, &events, &keys, bad, &mut documents, conn).await?;
         self.store(batch, documents, letters, kept, conn).await
+    }
+
+    /// Folds a batch of a shadow into what it holds: in one pass where nothing is stored yet, which there is nothing to load
+    /// of. Any failure ends it: what was held is given again without holding.
+    async fn hold(
+        &self,
+        batch: &Batch,
+        held: Option<Held<V>>,
+        conn: &mut PgConnection,
+    ) -> Result<Applied, FollowError> {
+        let held = held.filter(|held| batch.held && held.from == batch.from && held.to == batch.after);
+        if batch.held && held.is_none() {
+            return Ok(Applied::Fenced);
+        }
+        let mut held = held.unwrap_or_else(|| Held::new(batch.from));
+        let mut letters = Letters::new(batch);
+        let mut waiting = vec![];
+        for raw in &batch.events {
+            if letters.discard(raw.position, raw.stream.as_str(), true) {
+                continue;
+            }
+            batch.progress.decoding(raw.position);
+            let Ok((event, keys)) = self.decode(&batch.unit, raw) else { return Ok(Applied::Unheld) };
+            if !batch.begins_shadow() {
+                waiting.push((event, keys));
+            } else if !held.fold(&event, &keys, &mut letters) {
+                return Ok(Applied::Unheld);
+            }
+        }
+        batch.progress.end();
+        if !waiting.is_empty() && !batch.parked.is_empty() {
+            let streams = batch.events.iter().map(|raw| raw.stream.as_str());
+            letters
+                .find(waiting.iter().flat_map(|(_, keys)| keys).map(|key| &**key).chain(streams).collect(), conn)
+                .await?;
+            if letters.finds_any() {
+                return Ok(Applied::Unheld);
+            }
+        }
+        let mut missing: Vec<&str> = waiting.iter().flat_map(|(_, keys)| keys).map(|key| &**key).collect();
+        missing.retain(|key| !held.documents.contains_key(*key));
+        missing.sort_unstable();
+        missing.dedup();
+        if !missing.is_empty() {
+            for (key, document) in self.load(&missing, conn).await? {
+                let Ok(document) = document else { return Ok(Applied::Unheld) };
+                held.documents.insert(key, Some(document));
+            }
+        }
+        for (event, keys) in &waiting {
+            batch.progress.decoding(event.position);
+            if !held.fold(event, keys, &mut letters) {
+                return Ok(Applied::Unheld);
+            }
+        }
+        batch.progress.end();
+        held.grow(batch.to, letters.counts(), &self.limits);
+        if batch.hold && !held.is_full() {
+            *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
+            return Ok(Applied::Held);
+        }
+        self.store_held(batch, held, conn).await
     }
 
     /// The documents that the batch may change: from memory, or else from the database.
@@ -205,26 +268,24 @@ impl<V: View> ViewFollower<V> {
         letters: &Letters<'_>,
         batch: &Batch,
         keys: &'k [Vec<Id>],
-        (kept, held): (&mut Kept<V>, &mut Option<Held<V>>),
+        kept: &mut Kept<V>,
         conn: &mut PgConnection,
     ) -> Result<Documents<'k, V>, FollowError> {
         let mut documents = Documents { places: HashMap::default(), list: vec![] };
         let mut missing = vec![];
         // Where nothing is stored yet there is nothing to load.
-        let is_empty = batch.unit.shadow && batch.from.position == Position::START;
+        let is_empty = batch.begins_shadow();
         for key in keys.iter().flatten() {
             let other = matches!(&batch.work, Work::Retry { key: own, by_stream: false } if **own != **key);
             if other || letters.is_blocked(key, false) {
                 continue;
             }
             documents.places.entry(key).or_insert_with(|| {
-                // Its place stays; whatever becomes of the batch, it comes back or all of it is dropped.
-                let folded = held.as_mut().and_then(|held| held.documents.get_mut(&**key)).map(Option::take);
-                let known = folded.or_else(|| kept.documents.remove(&**key).map(|(_, (document, _))| Some(document)));
+                let known = kept.documents.remove(&**key).map(|(_, (document, _))| document);
                 if known.is_none() && !is_empty {
                     missing.push(&**key);
                 }
-                documents.list.push((key, Ok(known.flatten())));
+                documents.list.push((key, Ok(known)));
                 documents.list.len() - 1
             });
         }
@@ -236,7 +297,7 @@ impl<V: View> ViewFollower<V> {
         Ok(documents)
     }
 
-    /// Makes the documents good again whose fold ended with a failure: as they were, with the events before it.
+    /// Makes the documents good again that had changed when their fold failed: as they were, with the events before that one.
     async fn restore(
         &self,
         batch: &Batch,
@@ -258,27 +319,14 @@ impl<V: View> ViewFollower<V> {
                     && keys[*nth].binary_search(&key).is_ok()
                     && !batch.discards.contains(&(position, (*key).to_owned(), false))
             };
-            let before: Vec<usize> = (0..end).filter(is_its).collect();
-            let mut document = match loaded.remove(&*key) {
-                Some(Ok(document)) => Some(document),
-                None => None,
-                Some(Err(error)) if !before.is_empty() => return Err(error),
-                // It was never read: it stays as it is.
-                Some(Err(_)) => {
-                    documents.leave_out(&key);
-                    continue;
-                }
-            };
-            let touched = !before.is_empty();
-            for event in before.into_iter().filter_map(|nth| events[nth].as_ref().ok()) {
+            let before = (0..end).filter(is_its);
+            let mut document = loaded.remove(&*key).transpose()?;
+            for event in before.filter_map(|nth| events[nth].as_ref().ok()) {
                 if document.get_or_insert_default().apply(&key, event) == Change::Remove {
                     document = None;
                 }
             }
-            match touched {
-                true => documents.put(&key, document),
-                false => documents.leave_out(&key),
-            }
+            documents.put(&key, document);
         }
         Ok(())
     }
@@ -298,7 +346,7 @@ impl<V: View> ViewFollower<V> {
         for (key, document) in &documents.list {
             match document {
                 Ok(Some(document)) => {
-                    let text = to_json(&format!("document {key:?}"), document, &self.limits);
+                    let text = to_json(format_args!("document {key:?}"), document, &self.limits);
                     texts.push(text.map_err(|error| FollowError::Handler(BoxError::from(error)))?);
                     stored.push(*key);
                 }
@@ -307,13 +355,13 @@ impl<V: View> ViewFollower<V> {
             }
         }
         letters.judge()?;
-        let moved = if letters.is_empty() {
-            self.send(batch, letters.counts(), (&stored, &texts, &removed), conn).await?
+        let moved = if batch.work == Work::Follow {
+            self.send(batch, letters.counts(), (&stored, &texts, &removed), Some(&letters), conn).await?
         } else {
             let what = |error| FollowError::Store(StoreError::on("store documents")(error));
             let mut tx = batch.sql.transaction(conn).await.map_err(what)?;
             letters.begin(&mut tx).await?;
-            let moved = self.send(batch, letters.counts(), (&stored, &texts, &removed), &mut tx).await?;
+            let moved = self.send(batch, letters.counts(), (&stored, &texts, &removed), None, &mut tx).await?;
             if moved {
                 letters.store(&mut tx).await?;
                 tx.commit().await.map_err(what)?;
@@ -345,35 +393,47 @@ impl<V: View> ViewFollower<V> {
         letters.begin(&mut tx).await?;
         let removed: Vec<&str> =
             documents.iter().filter(|(_, document)| document.is_none()).map(|(key, _)| key.as_str()).collect();
-        if !self.send(batch, held.counts, (&[], &[], &removed), &mut tx).await? {
+        if !self.send(batch, held.counts, (&[], &[], &removed), None, &mut tx).await? {
             return Ok(Applied::Fenced);
+        }
+        // The table is this partition's alone, and nobody reads it yet.
+        let is_first = batch.begins_shadow() && batch.unit.partitions == 1;
+        if is_first {
+            sqlx::raw_sql(self.drop_key.text()).execute(&mut *tx).await.map_err(what)?;
         }
         for some in documents.chunks(STORED_AT_ONCE) {
             let (mut keys, mut texts) = (vec![], vec![]);
             for (key, document) in some {
                 let Some(document) = document else { continue };
-                let text = to_json(&format!("document {key:?}"), document, &self.limits);
+                let text = to_json(format_args!("document {key:?}"), document, &self.limits);
                 texts.push(text.map_err(|error| FollowError::Handler(BoxError::from(error)))?);
                 keys.push(key.as_str());
             }
-            let storing = self.store_documents.query().bind(keys).bind(texts);
+            let storing = if batch.begins_shadow() { &self.store_first } else { &self.store_more };
+            let storing = storing.query().bind(keys).bind(texts);
             storing.execute(&mut *tx).await.map_err(what)?;
+        }
+        if is_first {
+            sqlx::raw_sql(self.add_key.text()).execute(&mut *tx).await.map_err(what)?;
         }
         tx.commit().await.map_err(what)?;
         Ok(Applied::Committed(vec![]))
     }
 
+    /// Stores documents and moves the checkpoint, and parks what `letters` hold, in one statement. Returns whether the
+    /// checkpoint stood where it must; else nothing is changed.
     async fn send(
         &self,
         batch: &Batch,
         counts: [i64; 4],
         (stored, texts, removed): (&[&str], &[String], &[&str]),
+        letters: Option<&Letters<'_>>,
         conn: &mut PgConnection,
     ) -> Result<bool, FollowError> {
-        let unit = &batch.unit;
-        self.sql
-            .apply
-            .scalar()
+        let (unit, letters) = (&batch.unit, letters.filter(|letters| !letters.is_empty()));
+        let sql = if letters.is_some() { &self.sql.apply_and_park } else { &self.sql.apply };
+        let sending = sql
+            .query()
             .bind(unit.name)
             .bind(unit.generation)
             .bind(unit.partition)
@@ -383,10 +443,13 @@ impl<V: View> ViewFollower<V> {
             .bind(counts)
             .bind(stored)
             .bind(texts)
-            .bind(removed)
-            .fetch_one(conn)
-            .await
-            .map_err(|error| FollowError::Store(StoreError::on("store documents")(error)))
+            .bind(removed);
+        let sending = match letters {
+            Some(letters) => letters.bind(sending),
+            None => sending,
+        };
+        let row = sending.fetch_one(conn).await;
+        row.map(|row| row.get(0)).map_err(|error| FollowError::Store(StoreError::on("store documents")(error)))
     }
 }
 
@@ -405,7 +468,9 @@ pub(super) fn refuse_key(key: &str) -> Option<String> {
     if key.contains('\0') {
         return Some(format!("a key holds a NUL character: {key:?}"));
     }
-    let start: String = key.chars().take(80).collect();
     let (length, limit) = (key.len(), KEY_BYTES);
-    (length > limit).then(|| format!("the key {start:?}… has {length} bytes, the limit is {limit}"))
+    (length > limit).then(|| {
+        let start: String = key.chars().take(80).collect();
+        format!("the key {start:?}… has {length} bytes, the limit is {limit}")
+    })
 }

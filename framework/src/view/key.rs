@@ -228,7 +228,7 @@ impl<V: View> Fold<'_, V> {
         self.go_to(&stand).await?;
         // As the view's owner stores it: a document is folded from many events.
         let limits = PayloadLimits { bytes: 256 << 20, ..store.config().limits.payload };
-        let text = self.document.as_ref().map(|document| to_json(&format!("document {key:?}"), document, &limits));
+        let text = self.document.as_ref().map(|document| to_json(format_args!("document {key:?}"), document, &limits));
         let text = text.transpose()?;
         let schema = store.inner.name.read_model(name)?;
         let putting = schema.instantiate_model(&store.inner.name, include_str!("../sql/put_document.sql"));

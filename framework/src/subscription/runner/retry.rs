@@ -18,7 +18,7 @@ use crate::{
 /// Parked events of one key that are tried at once.
 const RETRIED: usize = 500;
 /// How long one turn of retries takes, about.
-const TURN: Duration = Duration::from_millis(40);
+const TURN: Duration = Duration::from_millis(20);
 
 impl Runner {
     /// Keeps in mind which keys are parked, and when the first of them is tried again.
@@ -27,7 +27,7 @@ impl Runner {
             return;
         }
         let parked = Arc::make_mut(&mut self.parked);
-        letters.iter().for_each(|letter| parked.add(&letter.key));
+        letters.iter().for_each(|letter| parked.add(&letter.key, letter.by_stream));
         if letters.iter().any(|letter| letter.told.is_some())
             && let Some(delay) = self.setting.policy.delay(1)
         {

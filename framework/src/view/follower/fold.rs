@@ -24,17 +24,10 @@ impl<V> Documents<'_, V> {
             self.list[place].1 = Ok(document);
         }
     }
-
-    /// Lets the stored document be.
-    pub(super) fn leave_out(&mut self, key: &str) {
-        if let Some(&place) = self.places.get(key) {
-            self.list[place].1 = Err(FollowError::Known(String::new()));
-        }
-    }
 }
 
-/// Folds the events into their documents, in order. Returns the keys that failed, each with the event it failed at: from
-/// there on, nothing of the key took effect.
+/// Folds the events into their documents, in order. Returns the keys that failed after others of their events, each with the
+/// event it failed at: from there on, nothing of the key took effect. One that failed at its first stays as it is stored.
 pub(super) fn fold<V: View>(
     batch: &Batch,
     events: &mut [Decoded<V::Event>],
@@ -43,6 +36,7 @@ pub(super) fn fold<V: View>(
     letters: &mut Letters<'_>,
 ) -> Result<Vec<(Id, usize)>, FollowError> {
     let mut bad: Vec<(Id, usize)> = vec![];
+    let mut changed = vec![false; documents.list.len()];
     for (nth, (raw, event)) in batch.events.iter().zip(events).enumerate() {
         let (position, stream) = (raw.position, raw.stream.as_str());
         if letters.has_ended() {
@@ -98,10 +92,16 @@ pub(super) fn fold<V: View>(
                 },
             };
             match failure {
-                None => letters.applied(1),
+                None => {
+                    letters.applied(1);
+                    changed[place] = true;
+                }
                 Some(error) => {
                     letters.fail(position, key, false, error)?;
-                    bad.push((key.clone(), nth));
+                    documents.list[place].1 = Err(FollowError::Known(String::new()));
+                    if changed[place] {
+                        bad.push((key.clone(), nth));
+                    }
                 }
             }
         }

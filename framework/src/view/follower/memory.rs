@@ -8,8 +8,11 @@ use std::{
 use foldhash::fast::RandomState;
 use quick_cache::{Weighter, unsync::Cache};
 
-use super::fold::Documents;
-use crate::{PayloadLimits, Position, View, event::encode::to_json, subscription::Checkpoint};
+use crate::{
+    Change, Id, PayloadLimits, Position, Recorded, View,
+    event::encode::to_json,
+    subscription::{Checkpoint, Letters, guarded},
+};
 
 /// What is kept of a view in memory, in bytes of its documents' JSON.
 const KEPT_BYTES: u64 = 4 << 20;
@@ -71,27 +74,40 @@ impl<V: View> Held<V> {
         }
     }
 
-    /// Takes in what a batch has folded.
-    pub(super) fn take(&mut self, to: Position, counts: [i64; 4], documents: Documents<'_, V>, limits: &PayloadLimits) {
+    /// Folds an event into the documents of its keys; false if it failed for one of them, and what is held is not good any more.
+    pub(super) fn fold(&mut self, event: &Recorded<V::Event>, keys: &[Id], letters: &mut Letters<'_>) -> bool {
+        for key in keys {
+            if letters.discard(event.position, key, false) {
+                continue;
+            }
+            let apply = |document: &mut Option<V>| {
+                let change = guarded(|| document.get_or_insert_default().apply(key, event));
+                if matches!(change, Ok(Change::Remove)) {
+                    *document = None;
+                }
+                change.is_ok()
+            };
+            let is_applied = match self.documents.get_mut(&**key) {
+                Some(document) => apply(document),
+                None => apply(self.documents.entry((**key).to_owned()).or_default()),
+            };
+            if !is_applied {
+                return false;
+            }
+            letters.applied(1);
+        }
+        true
+    }
+
+    /// A batch up to `to` is folded.
+    pub(super) fn grow(&mut self, to: Position, counts: [i64; 4], limits: &PayloadLimits) {
         self.to = to;
         self.counts.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
-        // The last one stands for the others of the batch.
-        if let Some((key, Ok(Some(document)))) = documents.list.last()
+        // One stands for the others.
+        if let Some((key, Some(document))) = self.documents.iter().next()
             && let Ok(text) = to_json(key, document, limits)
         {
             self.average = self.average * 0.75 + text.len() as f64 * 0.25;
-        }
-        for (key, document) in documents.list {
-            match (self.documents.get_mut(key), document) {
-                (Some(place), Ok(document)) => *place = document,
-                (None, Ok(document)) => {
-                    self.documents.insert(key.to_owned(), document);
-                }
-                // What is stored stays as it is.
-                (_, Err(_)) => {
-                    self.documents.remove(key);
-                }
-            }
         }
     }
 }
