@@ -8,7 +8,7 @@
 --   $5 actor        text
 --   $6 reason       text
 --
--- Returns (bigint): how many.
+-- Returns (bigint): how many, those counted once that a rebuild has parked, too.
 with chosen as (
   select d.generation, d.partition, d.key, d.position
   from annals.dead_letters d
@@ -75,4 +75,4 @@ recorded as (
     json_build_object('events', sum(number), 'key', $2::text, 'fingerprint', $3::text, 'position', $4::bigint)
   from counted group by generation
 )
-select coalesce(sum(number), 0)::bigint from counted
+select count(distinct (key, position)) from chosen

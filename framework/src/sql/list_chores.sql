@@ -10,9 +10,9 @@
 select f.name, 'rebuild', null::bigint, null::text, null::integer, null::integer, true
 from annals.followers f where f.name = any ($1) and f.rebuild_requested_at is not null and has_database_privilege(current_database(), 'create')
 union all
-select g.follower, 'shadow', g.generation, g.schema_name, g.version, g.partitions, (
+select g.follower, 'shadow', g.generation, g.schema_name, g.version, g.partitions, coalesce((
   select min(c.position) from annals.checkpoints c where c.follower = g.follower and c.generation = g.generation) > (
-  select coalesce(max(e.position), 0) from annals.events e) - $2
+  select coalesce(max(e.position), 0) from annals.events e) - $2, false)
 from annals.generations g where g.follower = any ($1) and g.purpose = 'rebuild' and g.state = 'running'
   and exists (
     select from pg_namespace n where n.nspname = g.schema_name and pg_has_role(n.nspowner, 'usage'))

@@ -23,7 +23,7 @@ due as (
     and ($4::bigint is null or exists (
       select from annals.dead_letters p
       where p.follower = $1 and (p.generation, p.partition, p.key, p.position) = (f.generation, f.partition, f.key, $4)))
-  returning d.generation
+  returning d.generation, d.key, d.by_stream
 ),
 recorded as (
   insert into annals.actions (follower, generation, action, actor, reason, details)
@@ -31,4 +31,4 @@ recorded as (
     json_build_object('keys', count(*), 'key', $2::text, 'fingerprint', $3::text, 'position', $4::bigint)
   from due group by generation
 )
-select count(*) from due
+select count(distinct (key, by_stream)) from due

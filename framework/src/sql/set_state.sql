@@ -1,4 +1,5 @@
--- Pauses or resumes a follower: what serves and what is being built. Whoever runs it is told by the fence.
+-- Pauses or resumes a follower: what serves and what is being built. Whoever runs it is told by the fence. Why it had halted
+-- stays to be read.
 --
 --   $1 follower  text
 --   $2 state     text
@@ -9,7 +10,8 @@
 -- Returns (bigint): how many generations changed.
 with changed as (
   update annals.generations
-  set state = $2, reason = case when $2 = 'running' then null else format('%s, by %s', $4::text, $3::text) end,
+  set state = $2, reason = case when $2 = 'running' then null else format('%s, by %s', $4::text, $3::text)
+      || case when state = 'halted' then coalesce('; it had halted: ' || reason, '') else '' end end,
     state_at = clock_timestamp()
   where follower = $1 and purpose in ('live', 'rebuild') and state <> $2
   returning follower, generation

@@ -58,6 +58,11 @@ pub(crate) trait Follower: Send + Sync {
     /// is in one, which the caller commits.
     fn apply<'a>(&'a self, batch: &'a Batch, conn: &'a mut PgConnection)
     -> BoxFuture<'a, Result<Applied, FollowError>>;
+
+    /// Whether it can hold in memory what it will commit later.
+    fn holds(&self) -> bool {
+        false
+    }
 }
 
 /// Whether a piece of work was committed.
@@ -67,7 +72,7 @@ pub(crate) enum Applied {
     /// It is in the follower's memory, behind what it held before, and commits with a later batch.
     Held,
     /// Some of it failed that was to be held: the same events are to be given again, without holding.
-    Unheld,
+    Unheld(String),
     /// The checkpoint is another: somebody else does this work, or has changed what it rests on. Nothing was changed.
     Fenced,
 }
@@ -225,6 +230,11 @@ impl Parked {
         self.hashes.insert(self.hashes.hasher().hash_one(key));
         self.streams |= by_stream;
         self.many |= self.hashes.len() >= Self::MOST;
+    }
+
+    /// There are more than were added.
+    pub(super) fn cut(&mut self) {
+        self.many = true;
     }
 
     pub(crate) fn is_empty(&self) -> bool {

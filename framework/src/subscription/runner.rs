@@ -271,6 +271,10 @@ impl Runner {
                 Applied::Committed(_) => {
                     (at.committed.position, at.held, at.saved_at) = (read, false, Instant::now());
                 }
+                Applied::Unheld(why) => {
+                    self.hold_no_more(read, &why);
+                    self.forget(place);
+                }
                 _ => self.forget(place),
             }
             return Ok(Step::Done);
@@ -296,6 +300,7 @@ impl Runner {
         let last = at.drain_to.map_or(frontier.last, |drain_to| frontier.last.min(drain_to));
         // No more than the pace allows in a second, stored at once.
         let within_pace = at.pace.map_or(*limit, |pace| (*limit).min(pace.max(1.0) as usize));
+        let started = Instant::now();
         let (found, took) = self.find(at.epoch, at.read, last, within_pace).await?;
         let (Found { mut events, last: to, all }, begun) = (found, Instant::now());
         // The window may have grown past the frontier meanwhile: what it holds is final.
@@ -305,8 +310,14 @@ impl Runner {
             to = drain_to;
         }
         let count = events.len();
-        if !events.is_empty() {
-            let hold = self.unit.shadow && !all && at.pace.is_none() && poison.is_empty() && at.read >= self.unheld;
+        // What is held has to come as far as what was read.
+        if !events.is_empty() || at.held {
+            let hold = self.setting.follower.holds()
+                && self.unit.shadow
+                && !all
+                && at.pace.is_none()
+                && poison.is_empty()
+                && at.read >= self.unheld;
             let places = (at.committed, at.read, to);
             match self.apply(events, places, (at.held, hold), Work::Follow, poison.clone()).await? {
                 Applied::Committed(letters) => {
@@ -315,9 +326,8 @@ impl Runner {
                     self.remember(&letters);
                 }
                 Applied::Held => at.held = true,
-                Applied::Unheld => {
-                    // Where one fails the next ones may fail, too.
-                    self.unheld = Position::new(to.get().saturating_add(UNHELD));
+                Applied::Unheld(why) => {
+                    self.hold_no_more(to, &why);
                     self.forget(place);
                     return Ok(Step::Done);
                 }
@@ -334,23 +344,40 @@ impl Runner {
         self.move_to(to);
         drop(_turn);
         if self.unit.shadow {
-            self.step_back(took + begun.elapsed(), count, pace, frontier.safe).await;
+            self.step_back((started.elapsed(), took + begun.elapsed()), count, pace, frontier.safe).await;
         }
         Ok(Step::Done)
+    }
+
+    /// Holds nothing up to `to` and for a while behind it: where one fails the next ones may fail, too.
+    fn hold_no_more(&mut self, to: Position, why: &str) {
+        tracing::warn!(
+            follower = self.unit.name,
+            why,
+            "a part of a rebuild failed in memory: it is done again step by step"
+        );
+        self.unheld = Position::new(to.get().saturating_add(UNHELD));
     }
 
     fn batch_size(&self) -> usize {
         if self.unit.shadow { SHADOW_BATCH } else { BATCH }
     }
 
-    /// Leaves the machine to those who write the log, after `count` events that took `worked`.
-    async fn step_back(&mut self, worked: Duration, count: usize, pace: Option<f64>, safe: Position) {
+    /// Leaves the machine to those who write the log, after `count` events that took `passed`, and `worked` with what was read
+    /// ahead.
+    async fn step_back(
+        &mut self,
+        (passed, worked): (Duration, Duration),
+        count: usize,
+        pace: Option<f64>,
+        safe: Position,
+    ) {
         if self.written.0.replace(safe).is_some_and(|before| before != safe) {
             self.written.1 = Some(Instant::now());
         }
         let is_written = self.written.1.is_some_and(|at| at.elapsed() < SAVE_EVERY);
         let pause = match pace {
-            Some(pace) => Duration::from_secs_f64((count as f64 / pace.max(0.1)).min(3_600.0)).saturating_sub(worked),
+            Some(pace) => Duration::from_secs_f64((count as f64 / pace.max(0.1)).min(3_600.0)).saturating_sub(passed),
             None if is_written => (worked * STEPS_BACK).min(LONGEST_STEP_BACK),
             None => return,
         };
@@ -389,9 +416,13 @@ impl Runner {
                 .bind(unit.partition)
                 .bind(Parked::MOST as i64)
                 .fetch(&mut *conn);
-            let mut parked = Parked::default();
+            let (mut parked, mut count) = (Parked::default(), 0);
             while let Some(row) = keys.try_next().await.map_err(&what)? {
                 parked.add(row.get(0), row.get(1));
+                count += 1;
+            }
+            if count >= Parked::MOST {
+                parked.cut();
             }
             self.parked = Arc::new(parked);
             self.next_due = Some(Instant::now());
@@ -425,7 +456,8 @@ impl Runner {
     }
 
     /// Goes back to what is committed; what was shown beyond it may not last.
-    fn forget(&self, place: &mut Option<Place>) {
+    fn forget(&mut self, place: &mut Option<Place>) {
+        self.pages = None;
         if let Some(place) = place.take() {
             self.move_to(place.committed.position);
         }
@@ -453,7 +485,7 @@ impl Runner {
                 pages = begin();
                 match pages.next().await {
                     Some(page) => page?,
-                    None => return Ok((Found { events: vec![], last: None, all: true }, Duration::ZERO)),
+                    None => return Err(StoreError::on("read the log")(sqlx::Error::WorkerCrashed)),
                 }
             }
         };
@@ -528,7 +560,7 @@ impl Runner {
                     ))
                 } else if held || hold {
                     // Which event it is, is found out without holding.
-                    return Ok(Applied::Unheld);
+                    return Ok(Applied::Unheld(hung.to_string()));
                 } else if let Some((position, key)) = stuck {
                     return Err(Failure::Hung(Poison { position, by_stream: key.is_none(), key, told: hung.told() }));
                 } else {

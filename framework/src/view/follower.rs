@@ -214,47 +214,55 @@ impl<V: View> ViewFollower<V> {
         }
         let mut held = held.unwrap_or_else(|| Held::new(batch.from));
         let mut letters = Letters::new(batch);
-        let mut waiting = vec![];
+        let (mut waiting, mut last) = (vec![], vec![]);
+        let unheld = |error: FollowError| Ok(Applied::Unheld(error.to_string()));
         for raw in &batch.events {
             if letters.discard(raw.position, raw.stream.as_str(), true) {
                 continue;
             }
             batch.progress.decoding(raw.position);
-            let Ok((event, keys)) = self.decode(&batch.unit, raw) else { return Ok(Applied::Unheld) };
+            let (event, keys) = match self.decode(&batch.unit, raw) {
+                Ok(decoded) => decoded,
+                Err(error) => return unheld(error),
+            };
             if !batch.begins_shadow() {
                 waiting.push((event, keys));
-            } else if !held.fold(&event, &keys, &mut letters) {
-                return Ok(Applied::Unheld);
+                continue;
             }
+            if let Err(error) = held.fold(&event, &keys, &mut letters) {
+                return unheld(error);
+            }
+            last = keys;
         }
         batch.progress.end();
+        let keys = || waiting.iter().flat_map(|(_, keys)| keys).map(|key| &**key);
         if !waiting.is_empty() && !batch.parked.is_empty() {
             let streams = batch.events.iter().map(|raw| raw.stream.as_str());
-            letters
-                .find(waiting.iter().flat_map(|(_, keys)| keys).map(|key| &**key).chain(streams).collect(), conn)
-                .await?;
+            letters.find(keys().chain(streams).collect(), conn).await?;
             if letters.finds_any() {
-                return Ok(Applied::Unheld);
+                return Ok(Applied::Unheld("some of its keys are parked".into()));
             }
         }
-        let mut missing: Vec<&str> = waiting.iter().flat_map(|(_, keys)| keys).map(|key| &**key).collect();
-        missing.retain(|key| !held.documents.contains_key(*key));
+        let mut missing: Vec<&str> = keys().filter(|key| !held.documents.contains_key(*key)).collect();
         missing.sort_unstable();
         missing.dedup();
         if !missing.is_empty() {
             for (key, document) in self.load(&missing, conn).await? {
-                let Ok(document) = document else { return Ok(Applied::Unheld) };
-                held.documents.insert(key, Some(document));
+                match document {
+                    Ok(document) => held.documents.insert(key, Some(document)),
+                    Err(error) => return unheld(error),
+                };
             }
         }
-        for (event, keys) in &waiting {
+        for (event, keys) in waiting {
             batch.progress.decoding(event.position);
-            if !held.fold(event, keys, &mut letters) {
-                return Ok(Applied::Unheld);
+            if let Err(error) = held.fold(&event, &keys, &mut letters) {
+                return unheld(error);
             }
+            last = keys;
         }
         batch.progress.end();
-        held.grow(batch.to, letters.counts(), &self.limits);
+        held.grow(batch.to, letters.counts(), last.last(), &self.limits);
         if batch.hold && !held.is_full() {
             *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
             return Ok(Applied::Held);
@@ -460,6 +468,10 @@ impl<V: View> Follower for ViewFollower<V> {
         conn: &'a mut PgConnection,
     ) -> BoxFuture<'a, Result<Applied, FollowError>> {
         Box::pin(self.work(batch, conn))
+    }
+
+    fn holds(&self) -> bool {
+        true
     }
 }
 

@@ -336,6 +336,10 @@ async fn a_storm_of_failures_that_look_alike_halts_the_follower_instead_of_parki
     assert!(parked(&app, "history").await < 200, "{}", parked(&app, "history").await);
     let action = app.store().followers().actions(Some("history"), 1).await.unwrap().remove(0);
     assert_eq!((&*action.action, &*action.actor), ("halt", "annals"));
+    app.store().followers().pause("history", &by("to look at it")).await.unwrap();
+    let lag = app.store().followers().lag().await.unwrap();
+    let reason = lag.into_iter().find(|lag| lag.follower == "history").unwrap().reason.unwrap();
+    assert!(reason.starts_with("to look at it, by tests; it had halted: too many events fail alike"), "{reason}");
 
     poison().retain(|name| !name.starts_with("storm-"));
     app.store().followers().resume("history", &by("mended")).await.unwrap();
@@ -651,4 +655,28 @@ async fn a_paused_follower_stands_still_until_it_is_resumed_from_anywhere() {
     assert_eq!(history(&app, "gil").await, Some(vec![1, 2]));
     let unknown = other.followers().pause("hystory", &by("typo")).await.unwrap_err().to_string();
     assert!(unknown.contains("no view or projector \"hystory\""), "{unknown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_rebuild_has_parked_too_is_listed_and_counted_once() {
+    let database = database().await;
+    let app = app(database.url()).await;
+    poison().insert("eve".into());
+    append(&app, "order-1", &[("eve", 1), ("eve", 2), ("eve", 3)]).await;
+    let last = append(&app, "order-2", &[("fay", 1); 500]).await;
+    app.wait_for("history", last, LONG).await.unwrap();
+
+    let control = app.store().followers();
+    control.rebuild("history", Some(3.0), &by("slowly")).await.unwrap();
+    let rows = || async {
+        let counting = "select count(*) from annals.dead_letters where follower = 'history' and key = 'eve'";
+        sqlx::query_scalar::<_, i64>(counting).fetch_one(app.store().pool()).await.unwrap()
+    };
+    eventually("both have parked them", || async { rows().await == 6 }).await;
+    let eve = |position, state: &str| (position, "eve".to_owned(), false, state.to_owned());
+    assert_eq!(letters(&app, "history").await, [eve(1, "failed"), eve(2, "queued"), eve(3, "queued")]);
+    assert_eq!(control.retry("history", &DeadLetters::All, &by("once")).await.unwrap(), 1);
+    assert_eq!(control.discard("history", &DeadLetters::Event(Position::new(3)), &by("once")).await.unwrap(), 1);
+    assert!(control.cancel_rebuild("history", &by("seen")).await.unwrap());
+    assert_eq!(letters(&app, "history").await.len(), 2);
 }

@@ -235,3 +235,28 @@ async fn a_view_of_somebody_elses_on_the_old_tables_keeps_the_swap_from_happenin
     app.wait_for_all(placed.position, LONG).await.unwrap();
     assert_eq!(app.get::<Spend>("ada").await.unwrap(), Some(Spend { cents: 21, orders: 3 }));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_comes_to_its_end_where_pages_of_others_events_follow_its_own() {
+    let database = database().await;
+    let app = shop(database.url(), |_| ()).await;
+    // A page of the log is two megabytes, and what the tail remembers of it eight.
+    let long = "x".repeat(500_000);
+    let own = serde_json::json!({"customer": "ada", "cents": 1, "reason": long}).to_string();
+    let others = serde_json::json!({ "text": long }).to_string();
+    for nth in 0..36 {
+        let is_own = nth < 12;
+        let stream = StreamId::new(format!("{}-{nth}", if is_own { "order" } else { "letter" })).unwrap();
+        let event = if is_own { NewEvent::new("Cancelled", &*own) } else { NewEvent::new("Written", &*others) };
+        app.store().append(&stream, ExpectedVersion::Any, vec![event]).await.unwrap();
+    }
+    let last = app.store().horizon().await.unwrap().safe;
+    app.wait_for_all(last, LONG).await.unwrap();
+    let before = app.get::<Spend>("ada").await.unwrap();
+    sqlx::query("delete from annals_spend.documents").execute(app.store().pool()).await.unwrap();
+
+    app.store().followers().rebuild("spend", None, &by("to see it end")).await.unwrap();
+    eventually("it is back", || async { app.get::<Spend>("ada").await.unwrap() == before }).await;
+    assert_eq!(assert_accounted(&app, "spend").await, (12, 12, 0, 0));
+    assert!(app.verify("spend").await.unwrap().equal);
+}

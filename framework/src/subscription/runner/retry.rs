@@ -77,9 +77,12 @@ impl Runner {
                 let places = (from, to, to);
                 let poison_now = std::mem::take(&mut poison);
                 let failure = match self.apply(events.clone(), places, (false, false), work, poison_now).await {
-                    Ok(Applied::Fenced | Applied::Held | Applied::Unheld) => return Ok(false),
+                    Ok(Applied::Fenced | Applied::Held | Applied::Unheld(_)) => return Ok(false),
                     Ok(Applied::Committed(letters)) => {
                         place.committed.fence += 1;
+                        // A stream whose keys are known now may have failed for one of them.
+                        let parked = Arc::make_mut(&mut self.parked);
+                        letters.iter().for_each(|letter| parked.add(&letter.key, letter.by_stream));
                         for told in letters.iter().filter_map(|letter| letter.told.as_ref()) {
                             let (follower, error) = (unit.name, &told.text);
                             tracing::warn!(follower, key, %error, "a parked event failed again");

@@ -11,7 +11,7 @@ use quick_cache::{Weighter, unsync::Cache};
 use crate::{
     Change, Id, PayloadLimits, Position, Recorded, View,
     event::encode::to_json,
-    subscription::{Checkpoint, Letters, guarded},
+    subscription::{Checkpoint, FollowError, Letters, guarded},
 };
 
 /// What is kept of a view in memory, in bytes of its documents' JSON.
@@ -74,38 +74,36 @@ impl<V: View> Held<V> {
         }
     }
 
-    /// Folds an event into the documents of its keys; false if it failed for one of them, and what is held is not good any more.
-    pub(super) fn fold(&mut self, event: &Recorded<V::Event>, keys: &[Id], letters: &mut Letters<'_>) -> bool {
+    /// Folds an event into the documents of its keys. If it fails for one of them, what is held is not good any more.
+    pub(super) fn fold(
+        &mut self,
+        event: &Recorded<V::Event>,
+        keys: &[Id],
+        letters: &mut Letters<'_>,
+    ) -> Result<(), FollowError> {
         for key in keys {
             if letters.discard(event.position, key, false) {
                 continue;
             }
-            let apply = |document: &mut Option<V>| {
-                let change = guarded(|| document.get_or_insert_default().apply(key, event));
-                if matches!(change, Ok(Change::Remove)) {
-                    *document = None;
-                }
-                change.is_ok()
+            let document = match self.documents.get_mut(&**key) {
+                Some(document) => document,
+                None => self.documents.entry((**key).to_owned()).or_default(),
             };
-            let is_applied = match self.documents.get_mut(&**key) {
-                Some(document) => apply(document),
-                None => apply(self.documents.entry((**key).to_owned()).or_default()),
-            };
-            if !is_applied {
-                return false;
+            if guarded(|| document.get_or_insert_default().apply(key, event))? == Change::Remove {
+                *document = None;
             }
             letters.applied(1);
         }
-        true
+        Ok(())
     }
 
-    /// A batch up to `to` is folded.
-    pub(super) fn grow(&mut self, to: Position, counts: [i64; 4], limits: &PayloadLimits) {
+    /// A batch up to `to` is folded, whose last key stands for the size of the others.
+    pub(super) fn grow(&mut self, to: Position, counts: [i64; 4], last: Option<&Id>, limits: &PayloadLimits) {
         self.to = to;
         self.counts.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
-        // One stands for the others.
-        if let Some((key, Some(document))) = self.documents.iter().next()
-            && let Ok(text) = to_json(key, document, limits)
+        if let Some(key) = last
+            && let Some(Some(document)) = self.documents.get(&**key)
+            && let Ok(text) = to_json(&**key, document, limits)
         {
             self.average = self.average * 0.75 + text.len() as f64 * 0.25;
         }
