@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use annals::{By, DeadLetters, Position};
 use clap::{Args, Parser, Subcommand};
 
-use crate::login;
+use crate::{login, shop::Role};
 
 /// Where the private Postgres is when nobody says where.
 pub(crate) const DATA_DIR: &str = ".data";
@@ -46,12 +46,13 @@ pub(crate) enum Command {
     /// Looks after the read models: how far they are, pause and resume, rebuild, verify.
     ///
     /// Works beside other processes on the same data folder, which go on with what they run; alone, it runs the read models
-    /// itself for as long as it takes. What is parked of them is looked after by `dead-letters`.
+    /// itself for as long as it takes. `list` runs nothing. What is parked of them is looked after by `dead-letters`. Exit code
+    /// 130 when it was stopped before its end, but for `list`.
     #[command(subcommand)]
     Projections(Projections),
     /// Looks after parked events: those that a read model could not apply, and those that wait behind them.
     ///
-    /// `plant-poison` makes some to try this with.
+    /// `plant-poison` makes some to try this with. Exit code 130 when a retry or a discard was stopped before its end.
     #[command(subcommand)]
     DeadLetters(Letters),
     /// Checks this build against the log.
@@ -59,11 +60,11 @@ pub(crate) enum Command {
     Replay(Replay),
     /// Places orders all the time, to see everything else happen beside them: rebuilds, a process that dies.
     ///
-    /// Every five seconds it says how long orders took to be answered, and to be visible. It runs the read models, too, together
-    /// with whoever else does.
+    /// Every five seconds it says how long orders took to be answered, and to be visible in customer_spend. It runs the read
+    /// models, too, together with whoever else does. While customer_spend is paused or halted, orders are only placed.
     Trade {
-        /// Orders a second.
-        #[arg(long, value_name = "N", default_value_t = 200.0)]
+        /// Orders a second, 0.1 to 10,000.
+        #[arg(long, value_name = "N", default_value_t = 200.0, value_parser = rate)]
         rate: f64,
         /// For how long.
         #[arg(long, value_name = "N", default_value_t = 60)]
@@ -74,14 +75,16 @@ pub(crate) enum Command {
     },
     /// Appends an event that no read model can read, and a good one behind it, to see what becomes of them.
     ///
-    /// The stream is an order of its own. Every read model parks both events and goes on with all other orders. What is
-    /// discarded then is left out: the good event behind it takes effect, and the order is in the read models.
+    /// The stream is an order of its own. Every read model parks both events and goes on with all other orders; one that is
+    /// paused or halted does once it is resumed. What is discarded then is left out: the good event behind it takes effect, and
+    /// the order is in the read models.
     PlantPoison,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Replay {
-    /// Reads the whole log with this build, and writes nothing: run it before a deploy. Exit code 1 when an event fails.
+    /// Reads the whole log with this build, and writes nothing: run it before a deploy. Exit code 1 when an event fails, 130 when
+    /// it was stopped.
     ///
     /// Every event goes through its upcasts, the aggregate and all read models. Other builds may run the shop meanwhile: nothing
     /// is migrated, started or rebuilt. What was discarded for a read model is left out for it. The first event that fails is
@@ -117,7 +120,8 @@ pub(crate) enum Projections {
     },
     /// Builds a read model anew from the log, beside what serves, and waits until it has taken its place.
     ///
-    /// Ctrl-C only ends the waiting: the rebuild goes on in whichever process runs the read models, or with the next one.
+    /// Ctrl-C only ends the waiting, with exit code 130: the rebuild goes on in whichever process runs the read models, or with
+    /// the next one. Exit code 1 when it is given up, halts, or another one takes its place.
     Rebuild {
         /// The read model.
         name: String,
@@ -130,7 +134,7 @@ pub(crate) enum Projections {
         #[command(flatten)]
         by: Signature,
     },
-    /// Compares read models with what the log makes of them anew. Exit code 1 when any differs.
+    /// Compares read models with what the log makes of them anew. Exit code 1 when any differs, 130 when it was stopped.
     ///
     /// Parked and discarded events are left out of the comparison, as they are of the read model.
     Verify {
@@ -147,6 +151,13 @@ pub(crate) enum Projections {
         #[command(flatten)]
         by: Signature,
     },
+}
+
+impl Projections {
+    /// A list shows who runs the read models; all else takes that somebody does.
+    pub(crate) fn role(&self) -> Role {
+        if matches!(self, Self::List { .. }) { Role::Onlooker } else { Role::Operator }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -172,7 +183,8 @@ pub(crate) enum Letters {
     },
     /// Tries parked events again, and waits for what comes of it. Exit code 3 when something is parked still.
     ///
-    /// Each key begins with its first parked event. Without a choice, all that is parked is tried.
+    /// Each key begins with its first parked event. Without a choice, all that is parked is tried. A read model that is paused or
+    /// halted tries it once it is resumed.
     Retry {
         /// The read models.
         #[arg(required = true)]
@@ -184,8 +196,9 @@ pub(crate) enum Letters {
     },
     /// Leaves parked events out for good, and waits until what stood behind them was tried. Takes a --reason.
     ///
-    /// They stay in the log, with the reason, and every rebuild leaves them out, too. Without a choice, all that is parked is
-    /// discarded. Exit code 3 when something behind them is parked still.
+    /// They stay in the log, with the reason, and every rebuild leaves them out, too. `--event POSITION` leaves out the one that
+    /// failed. Without a choice, all that is parked is discarded, also good events that only wait. Exit code 3 when something
+    /// behind them is parked still, or is tried only once a paused or halted read model is resumed.
     Discard {
         /// The read models.
         #[arg(required = true)]
@@ -198,6 +211,11 @@ pub(crate) enum Letters {
 }
 
 impl Letters {
+    /// Who lists what is parked moves nothing of it.
+    pub(crate) fn role(&self) -> Role {
+        if matches!(self, Self::List { .. } | Self::Show { .. }) { Role::Onlooker } else { Role::Operator }
+    }
+
     /// Refuses what lacks something, before anything is opened.
     ///
     /// # Errors
@@ -286,6 +304,13 @@ fn pace(text: &str) -> Result<f64, String> {
     }
 }
 
+fn rate(text: &str) -> Result<f64, String> {
+    match text.replace(',', "").parse() {
+        Ok(rate) if (0.1..=10_000.0).contains(&rate) => Ok(rate),
+        _ => Err("a rate is a number of orders a second, 0.1 to 10,000".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -298,11 +323,13 @@ mod tests {
     }
 
     #[test]
-    fn positions_and_paces_are_positive_numbers() {
+    fn positions_paces_and_rates_are_positive_numbers() {
         assert_eq!(position("1,051"), Ok(Position::new(1_051)));
         assert!(["0", "-3", "x", ""].iter().all(|text| position(text).is_err()));
         assert_eq!(pace("0.5"), Ok(0.5));
         assert!(["0", "-1", "inf", "NaN", "fast"].iter().all(|text| pace(text).is_err()));
+        assert_eq!(["0.1", "10,000"].map(rate), [Ok(0.1), Ok(10_000.0)]);
+        assert!(["0", "0.09", "-1", "10001", "inf", "NaN", "fast"].iter().all(|text| rate(text).is_err()));
     }
 
     #[test]

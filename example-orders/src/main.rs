@@ -7,7 +7,7 @@
 //! cargo run -p example-orders -- plant-poison       # an event that no read model can read, and a good one behind it
 //! cargo run -p example-orders -- projections list   # both are parked, everything else goes on
 //! cargo run -p example-orders -- dead-letters list  # why, how many, since when
-//! cargo run -p example-orders -- dead-letters discard order_search --reason "not an order"
+//! cargo run -p example-orders -- dead-letters discard order_search --event POSITION --reason "not an order"
 //! cargo run -p example-orders -- projections verify # what is shown is what the log makes of it
 //! ```
 
@@ -40,7 +40,7 @@ use crate::{
     cli::{Cli, Command},
     import::{Ending, Import, Source},
     report::Totals,
-    say::{is_unread, note, say},
+    say::{is_unread, note, say, say_if_read},
     shop::{Role, Shop},
     signals::until,
 };
@@ -84,13 +84,15 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
             in_shop(data_dir, Role::Shop, &stop, async |shop| self::import(shop, import, json, &stop).await).await
         }
         Some(Command::Projections(command)) => {
+            let role = command.role();
             let work = async |shop: &Shop| operate::projections(shop, data_dir, command, &stop).await;
-            in_shop(data_dir, Role::Operator, &stop, work).await
+            in_shop(data_dir, role, &stop, work).await
         }
         Some(Command::DeadLetters(command)) => {
             command.check()?;
-            let work = async |shop: &Shop| unless_stopped(&stop, operate::letters(shop, data_dir, command)).await;
-            in_shop(data_dir, Role::Operator, &stop, work).await
+            let role = command.role();
+            let work = async |shop: &Shop| unless_stopped(&stop, role, operate::letters(shop, data_dir, command)).await;
+            in_shop(data_dir, role, &stop, work).await
         }
         Some(Command::Trade { rate, seconds, json }) => {
             let work =
@@ -99,8 +101,9 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
         }
         Some(Command::Replay(command)) => operate::replay(data_dir, command, &stop).await,
         Some(Command::PlantPoison) => {
-            let work = async |shop: &Shop| unless_stopped(&stop, operate::plant(shop, data_dir)).await;
-            in_shop(data_dir, Role::Operator, &stop, work).await
+            let role = Role::Operator;
+            let work = async |shop: &Shop| unless_stopped(&stop, role, operate::plant(shop, data_dir)).await;
+            in_shop(data_dir, role, &stop, work).await
         }
     }
 }
@@ -108,9 +111,10 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
 /// Lets `work` end, or drops it when `stop` asks for an end, which is none of its failures.
 async fn unless_stopped(
     stop: &CancellationToken,
+    role: Role,
     work: impl Future<Output = Result<ExitCode, BoxError>>,
 ) -> Result<ExitCode, BoxError> {
-    Ok(until(stop, work).await?.unwrap_or(ExitCode::SUCCESS))
+    Ok(until(stop, work).await?.unwrap_or(role.stopped()))
 }
 
 /// Opens the shop for `work`, and closes it in good order whatever comes of it. A stop before it is open is an end, too.
@@ -120,7 +124,7 @@ async fn in_shop(
     stop: &CancellationToken,
     work: impl AsyncFnOnce(&Shop) -> Result<ExitCode, BoxError>,
 ) -> Result<ExitCode, BoxError> {
-    let Some(shop) = until(stop, Shop::open(data_dir, role)).await? else { return Ok(ExitCode::SUCCESS) };
+    let Some(shop) = until(stop, Shop::open(data_dir, role)).await? else { return Ok(role.stopped()) };
     let outcome = tokio::select! {
         outcome = work(&shop) => outcome,
         never = shop.watch() => match never {},
@@ -150,11 +154,7 @@ async fn import(shop: &Shop, import: Import, json: bool, stop: &CancellationToke
         }
     }
     let text = if json { serde_json::to_string(&summary)? } else { summary.text() };
-    match say(text) {
-        // The exit code tells how the import ended, whether or not somebody reads the rest.
-        Err(error) if !is_unread(&error) => return Err(error.into()),
-        _ => {}
-    }
+    say_if_read(text)?;
     Ok(match ending {
         Ending::Failed { .. } => ExitCode::FAILURE,
         Ending::Stopped { .. } => ExitCode::SUCCESS,

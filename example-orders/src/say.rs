@@ -14,6 +14,14 @@ pub(crate) fn say(line: impl Display) -> io::Result<()> {
     writeln!(stdout().lock(), "{line}")
 }
 
+/// [`say`] for what ends with a verdict or has more to do: it goes on whether or not somebody reads the rest.
+///
+/// # Errors
+/// It cannot be written, and somebody reads.
+pub(crate) fn say_if_read(line: impl Display) -> io::Result<()> {
+    say(line).or_else(|error| if is_unread(&error) { Ok(()) } else { Err(error) })
+}
+
 /// Whether an error says that nobody reads standard output any more (`| head`): that is an end, not a failure.
 pub(crate) fn is_unread(error: &(dyn Error + 'static)) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)

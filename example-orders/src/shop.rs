@@ -1,6 +1,6 @@
 //! The running shop: its database, its store, its app.
 
-use std::{convert::Infallible, path::Path};
+use std::{convert::Infallible, path::Path, process::ExitCode};
 
 use annals::{
     Annals, App, BoxError, Builder, Config, Follow, StoreError,
@@ -10,6 +10,7 @@ use annals::{
 use crate::{
     order::Order,
     read_models::{self, CustomerSpend, DepartmentSales, OpenOrder, OrderSearch},
+    signals::INTERRUPTED,
     watch, with_causes,
 };
 
@@ -20,6 +21,18 @@ pub(crate) enum Role {
     Shop,
     /// It runs them only if nobody else does: looking after them moves nothing.
     Operator,
+    /// It only looks: what it shows is what others run.
+    Onlooker,
+}
+
+impl Role {
+    /// What the process answers when it was stopped. Who was to see to something must not take a stop for it.
+    pub(crate) fn stopped(self) -> ExitCode {
+        match self {
+            Self::Shop | Self::Onlooker => ExitCode::SUCCESS,
+            Self::Operator => ExitCode::from(INTERRUPTED),
+        }
+    }
 }
 
 /// The running shop.
@@ -74,7 +87,11 @@ impl Shop {
 /// The database does not answer, or the store in it is not one that this program can use.
 pub(crate) async fn start(url: &str, role: Role) -> Result<(App, bool), BoxError> {
     let store = connect(url, true).await?;
-    let runs = role == Role::Shop || !is_run_elsewhere(&store).await?;
+    let runs = match role {
+        Role::Shop => true,
+        Role::Operator => !is_run_elsewhere(&store).await?,
+        Role::Onlooker => false,
+    };
     let app = app(&store).follow(if runs { Follow::All } else { Follow::Nothing }).start().await?;
     Ok((app, runs))
 }

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::say::note;
 
-/// What the process answers when a second signal ended it: as if the first Ctrl-C had.
-const INTERRUPTED: i32 = 130;
+/// What the process answers when a second signal ended it, or the first a check that has come to no verdict.
+pub(crate) const INTERRUPTED: u8 = 130;
 
 /// A token that either signal cancels. Another signal ends the process, whatever is under way.
 ///
@@ -40,7 +40,7 @@ pub(crate) fn stop() -> Result<CancellationToken, BoxError> {
             token.cancel();
             next().await;
             note("ended at once: what was stored is kept, and the next start finds a PostgreSQL that still runs");
-            std::process::exit(INTERRUPTED);
+            std::process::exit(INTERRUPTED.into());
         });
     });
     Ok(stop)

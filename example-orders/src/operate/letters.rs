@@ -67,11 +67,13 @@ async fn list(followers: &Followers, data_dir: &Path, name: Option<&str>) -> Res
     }
     let header = ["name", "error", "failed", "waiting", "oldest", "next attempt", "first event", "fingerprint"];
     let mut table = table(header);
-    let now = Utc::now();
+    let (now, mut example) = (Utc::now(), None);
     for group in groups {
         let alike = DeadLetters::Fingerprint(group.fingerprint.clone());
         let first = followers.dead_letters(Some(&group.follower), &alike, 1).await?;
-        table.add_row(row(group, first.first().map(|letter| letter.position), now));
+        let first = first.first().map(|letter| letter.position);
+        example = example.or_else(|| Some((group.follower.clone(), first?)));
+        table.add_row(row(group, first, now));
     }
     for words in [1, 7] {
         if let Some(column) = table.column_mut(words) {
@@ -80,14 +82,25 @@ async fn list(followers: &Followers, data_dir: &Path, name: Option<&str>) -> Res
     }
     table.set_content_arrangement(ContentArrangement::Dynamic);
     say(format_args!("{table}\n"))?;
-    for (what, why) in [
-        ("dead-letters show NAME POSITION", "the event itself"),
-        ("dead-letters retry NAME", "once the cause is mended"),
-        ("dead-letters discard NAME --reason TEXT", "to go on without it"),
-    ] {
-        say(format_args!("   {:<40} {why}", typed::command(data_dir, &format!("{what:<40}"))))?;
+    let Some((name, position)) = example else { return Ok(()) };
+    let hints = hints(&name, position);
+    let width = hints.iter().map(|(what, _)| what.len()).max().unwrap_or_default();
+    for (what, why) in hints {
+        say(format_args!("   {}   {why}", typed::command(data_dir, &format!("{what:<width$}"))))?;
     }
     Ok(())
+}
+
+/// What can be done about the event at `position`, to be typed as it stands.
+fn hints(name: &str, position: Position) -> [(String, &'static str); 3] {
+    [
+        (format!("dead-letters show {name} {position}"), "the event itself"),
+        (format!("dead-letters retry {name}"), "once the cause is mended"),
+        (
+            format!("dead-letters discard {name} --event {position} --reason \"not wanted\""),
+            "to go on without it: what waits behind it takes effect",
+        ),
+    ]
 }
 
 fn row(group: DeadLetterGroup, first: Option<Position>, now: DateTime<Utc>) -> [String; 8] {

@@ -12,7 +12,7 @@ mod settle;
 mod verify;
 
 pub(crate) use letters::run as letters;
-pub(crate) use model::models;
+pub(crate) use model::{model, models};
 pub(crate) use poison::plant;
 pub(crate) use projections::run as projections;
 pub(crate) use replay::run as replay;

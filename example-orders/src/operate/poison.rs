@@ -5,10 +5,9 @@ use std::{path::Path, process::ExitCode, time::Duration};
 use annals::{Aggregate, BoxError, ExpectedVersion, NewEvent, ReadStream, StreamId};
 use chrono::Utc;
 
-use super::model::models;
+use super::model::{Model, models};
 use crate::{
     order::{CustomerId, Line, Order, OrderEvent, OrderId, Purchase, Sku, StoreId},
-    read_models,
     say::say,
     shop::Shop,
     typed,
@@ -20,7 +19,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// What stands in for the purchase of an order: an event of another program, or of one that had a fault.
 const POISON: &str = r#"{"customer":"somebody","lines":"three loaves of bread"}"#;
 
-/// Appends the event and a good one behind it, waits until every read model has parked them, and says what to look at.
+/// Appends the event and a good one behind it, waits until every read model that is not held has parked them, and says what to
+/// look at.
 ///
 /// # Errors
 /// The events cannot be stored, or a read model does not come that far.
@@ -35,16 +35,25 @@ pub(crate) async fn plant(shop: &Shop, data_dir: &Path) -> Result<ExitCode, BoxE
         "An OrderPlaced that nobody can read stands at position {position}, stream {stream}; a good event behind it."
     ))?;
 
-    // Paused ones come to it when they are resumed.
-    for model in models(&store.followers()).await?.iter().filter(|model| !model.live.is_held()) {
+    let (held, going): (Vec<_>, Vec<_>) =
+        models(&store.followers()).await?.into_iter().partition(|model| model.live.is_held());
+    for model in &going {
         shop.app.wait_for(&model.name, receipt.position, LIMIT).await?;
     }
-    say("The read models have parked both and go on with all other orders. What to type next\n")?;
-    let names: Vec<&str> = read_models::ALL.iter().map(|(name, _)| *name).collect();
+    let names: Vec<&str> = going.iter().map(|model| &*model.name).collect();
+    match names[..] {
+        [] => say("No read model has come to them, for every one is held.")?,
+        _ => say(format_args!("Parked by {}, where all other orders go on.", names.join(", ")))?,
+    }
+    for Model { name, live, .. } in &held {
+        let resume = typed::command(data_dir, &format!("projections resume {name}"));
+        say(format_args!("{name} is {} and has not come to them; it does after\n   {resume}", live.state))?;
+    }
     let [first, ..] = names[..] else { return Ok(ExitCode::SUCCESS) };
+    say("What to type next\n")?;
     let names = names.join(" ");
     for (arguments, what) in [
-        ("projections list".to_owned(), "shows 2 parked events in each of them"),
+        ("projections list".to_owned(), "shows 2 more parked events in each of them"),
         ("dead-letters list".to_owned(), "why, how many, since when"),
         (format!("dead-letters show {first} {position}"), "the event itself"),
         (

@@ -40,15 +40,18 @@ impl Progress {
 
     /// Moves the bar, or tells the progress if it is time.
     pub(crate) fn show(&mut self, build: &Build) {
+        if build.state != "running" {
+            self.first = None;
+        }
         let (begun, from) = *self.first.get_or_insert_with(|| (Instant::now(), build.position.get()));
         let rate = (build.position.get() - from) as f64 / begun.elapsed().as_secs_f64().max(0.001);
         if !self.bar.is_hidden() {
             self.bar.set_length(build.end().unsigned_abs());
             self.bar.set_position(build.position.get().unsigned_abs());
-            self.bar.set_message(words(build, rate));
+            self.bar.set_message(words(&self.name, build, rate));
         } else if self.told.is_none_or(|told| told.elapsed() >= EVERY) {
             self.told = Some(Instant::now());
-            note(format_args!("{}: {}", self.name, words(build, rate)));
+            note(format_args!("{}: {}", self.name, words(&self.name, build, rate)));
         }
     }
 
@@ -58,16 +61,17 @@ impl Progress {
     }
 }
 
-/// How far a build is, how fast in positions a second, and what is left.
-fn words(build: &Build, rate: f64) -> String {
+/// How far a build of the read model `name` is; how fast in positions a second and what is left, or why it does not move.
+fn words(name: &str, build: &Build, rate: f64) -> String {
     let mut text = format!("position {} of {}", count(build.position.get()), count(build.end()));
-    if build.behind == 0 {
-        text += ", taking its place";
-    } else if rate >= 1.0 {
-        text += &format!(", {} a second, {} left", count(rate as i64), span(build.behind as f64 / rate));
-    }
-    if build.state != "running" {
-        text += &format!(", {}", build.state);
+    match &*build.state {
+        "running" if build.behind == 0 => text += ", taking its place",
+        "running" if rate >= 1.0 => {
+            text += &format!(", {} a second, {} left", count(rate as i64), span(build.behind as f64 / rate));
+        }
+        "running" => {}
+        "paused" => text += &format!(", paused: it goes on with `projections resume {name}`"),
+        state => text += &format!(", {state}"),
     }
     text
 }
@@ -80,8 +84,13 @@ mod tests {
     fn progress_is_told_with_its_end_its_rate_and_what_is_left() {
         let going = build("running", 1_000, 120_000);
 
+        let words = |build: &Build, rate| words("sales", build, rate);
         assert_eq!(words(&going, 2_000.4), "position 1,000 of 121,000, 2,000 a second, 59 s left");
-        assert_eq!(words(&build("unowned", 0, 9_000), 0.0), "position 0 of 9,000, unowned");
+        assert_eq!(words(&build("unowned", 0, 9_000), 90.0), "position 0 of 9,000, unowned");
+        assert_eq!(
+            words(&build("paused", 10, 90), 9.0),
+            "position 10 of 100, paused: it goes on with `projections resume sales`"
+        );
         assert_eq!(words(&build("running", 9_000, 0), 9.0), "position 9,000 of 9,000, taking its place");
     }
 }

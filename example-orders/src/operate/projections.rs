@@ -19,7 +19,7 @@ use crate::{
     cli::Projections, figures::count, figures::span, say::say, shop::Shop, signals::until, tables::table, typed,
 };
 
-/// How long a list waits for read models that begin with this very command, and how often it looks.
+/// How long a comparison waits for read models that begin with this very command, and how often it looks.
 const SETTLING: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -34,7 +34,7 @@ pub(crate) async fn run(
     stop: &CancellationToken,
 ) -> Result<ExitCode, BoxError> {
     let followers = shop.app.store().followers();
-    let followers = &followers;
+    let (followers, role) = (&followers, command.role());
     let done = match command {
         Projections::Rebuild { name, key: Some(key), by, .. } => {
             until(stop, rebuild::key(shop, &name, &key, &by.into())).await
@@ -43,10 +43,10 @@ pub(crate) async fn run(
             return rebuild::run(shop, data_dir, rebuild::Asked { name, pace, by: by.into() }, stop).await;
         }
         Projections::Verify { name, json } => {
-            let verified = until(stop, verify::run(shop, name.as_deref(), json)).await?;
-            return Ok(verified.unwrap_or(ExitCode::SUCCESS));
+            let verified = until(stop, verify::run(shop, data_dir, name.as_deref(), json)).await?;
+            return Ok(verified.unwrap_or(role.stopped()));
         }
-        Projections::List { json } => until(stop, list(shop, followers, json)).await,
+        Projections::List { json } => until(stop, list(followers, json)).await,
         Projections::Pause { name, by } => {
             until(stop, async {
                 if model(followers, &name).await?.live.state == "paused" {
@@ -83,11 +83,11 @@ pub(crate) async fn run(
             .await
         }
     };
-    done.map(|_| ExitCode::SUCCESS)
+    Ok(done?.map_or(role.stopped(), |()| ExitCode::SUCCESS))
 }
 
-async fn list(shop: &Shop, followers: &Followers, json: bool) -> Result<(), BoxError> {
-    let models = settled(shop, followers).await?;
+async fn list(followers: &Followers, json: bool) -> Result<(), BoxError> {
+    let models = models(followers).await?;
     if !json {
         return Ok(say(listed(&models))?);
     }

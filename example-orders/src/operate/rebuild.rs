@@ -11,14 +11,14 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    model::{Build, model},
+    model::{Build, Model, model},
     progress::Progress,
 };
 use crate::{
     figures::{count, counted, span},
     read_models::{CustomerSpend, DepartmentSales, OpenOrder},
-    say::{note, say},
-    shop::Shop,
+    say::{note, say_if_read},
+    shop::{Role, Shop},
     typed,
 };
 
@@ -27,6 +27,9 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// How long it may take until a process begins it.
 const BEGINNING: Duration = Duration::from_secs(60);
+
+/// How long nobody may run it before that is told: a process that ended may have left it to another.
+const ABANDONED: Duration = Duration::from_secs(15);
 
 /// A rebuild that is asked for.
 pub(crate) struct Asked {
@@ -51,11 +54,11 @@ pub(crate) async fn run(
     let newest =
         before.rebuild.map_or(before.live.generation, |rebuild| rebuild.generation.max(before.live.generation));
     followers.rebuild(name, asked.pace, &asked.by).await?;
-    say(format_args!("{name} is to be rebuilt; what there is serves meanwhile"))?;
+    say_if_read(format_args!("{name} is to be rebuilt; what there is serves meanwhile"))?;
     let (begun, mut progress) = (Instant::now(), Progress::new(name)?);
     let outcome = tokio::select! {
         biased;
-        outcome = watch(&followers, name, newest, &mut progress) => outcome.map(Some),
+        outcome = watch(shop, name, newest, &mut progress) => outcome.map(Some),
         () = stop.cancelled() => Ok(None),
     };
     progress.finish();
@@ -64,10 +67,17 @@ pub(crate) async fn run(
         Some(Ending::Serves(build)) => {
             let (position, parked) = (count(build.position.get()), counted(build.parked, "event"));
             let time = span(begun.elapsed().as_secs_f64());
-            say(format_args!("{name} was rebuilt in {time} and serves: position {position}, {parked} parked"))?;
+            say_if_read(format_args!("{name} was rebuilt in {time} and serves: position {position}, {parked} parked"))?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Ending::GivenUp(why)) => Err(format!("the rebuild of {name} was given up{why}; what serves stays").into()),
+        Some(Ending::Replaced(by)) => {
+            let list = command("list".into());
+            Err(format!(
+                "the rebuild of {name} was given up for another one{by}, which `{list}` shows; this one never served"
+            )
+            .into())
+        }
         Some(Ending::Halted(why)) => {
             let (resume, cancel) = (format!("projections resume {name}"), format!("projections cancel {name}"));
             Err(format!("the rebuild of {name} halted: {why}; mend that and type `{resume}`, or `{cancel}`").into())
@@ -77,9 +87,14 @@ pub(crate) async fn run(
             note(format_args!("the rebuild of {name} was not ended: it goes on {until}"));
             note(format_args!("   {}   shows it", command("list".into())));
             note(format_args!("   {}   gives it up", command(format!("cancel {name}"))));
-            Ok(ExitCode::SUCCESS)
+            Ok(Role::Operator.stopped())
         }
     }
+}
+
+/// Whether the read model `name` is a view, whose documents have keys.
+pub(super) fn is_view(name: &str) -> bool {
+    [CustomerSpend::NAME, DepartmentSales::NAME, OpenOrder::NAME].contains(&name)
 }
 
 /// Folds one document of the view `name` anew, and puts it in place.
@@ -99,7 +114,7 @@ pub(crate) async fn key(shop: &Shop, name: &str, key: &str, by: &By) -> Result<(
             );
         }
     };
-    Ok(say(key_rebuilt(&rebuilt))?)
+    Ok(say_if_read(key_rebuilt(&rebuilt))?)
 }
 
 fn key_rebuilt(rebuilt: &KeyRebuilt) -> String {
@@ -120,25 +135,43 @@ enum Ending {
     Serves(Build),
     /// Somebody cancelled it: who and why.
     GivenUp(String),
+    /// Another rebuild was begun in its place: who asked for that one.
+    Replaced(String),
     /// It does not go on by itself.
     Halted(String),
 }
 
-/// Watches the rebuild that is made after the generation `newest`.
-async fn watch(followers: &Followers, name: &str, newest: i64, progress: &mut Progress) -> Result<Ending, BoxError> {
-    let (begun, mut was_there) = (Instant::now(), false);
+/// Watches the first rebuild that is made after the generation `newest`.
+async fn watch(shop: &Shop, name: &str, newest: i64, progress: &mut Progress) -> Result<Ending, BoxError> {
+    let followers = &shop.app.store().followers();
+    let (begun, mut watched, mut run, mut is_told) = (Instant::now(), None, Instant::now(), shop.runs);
     loop {
-        let now = model(followers, name).await?;
-        match now.rebuild.filter(|rebuild| rebuild.generation > newest) {
+        let Model { live, rebuild, .. } = model(followers, name).await?;
+        let rebuild = rebuild.filter(|rebuild| rebuild.generation > newest);
+        if rebuild.as_ref().unwrap_or(&live).state != "unowned" {
+            run = Instant::now();
+        } else if !is_told && run.elapsed() > ABANDONED {
+            is_told = true;
+            note(format_args!(
+                "no process runs the rebuild of {name}: Ctrl-C, and the same command again begins it anew and runs it itself"
+            ));
+        }
+        let latest = rebuild.as_ref().map_or(live.generation, |rebuild| rebuild.generation);
+        if watched.is_none() && latest > newest {
+            watched = Some(latest);
+        }
+        match rebuild {
+            _ if watched == Some(live.generation) => return Ok(Ending::Serves(live)),
+            _ if watched.is_some_and(|watched| latest > watched) => {
+                return Ok(Ending::Replaced(asked_by(followers, name, "rebuild").await?));
+            }
             Some(rebuild) if rebuild.state == "halted" => {
                 return Ok(Ending::Halted(rebuild.reason.unwrap_or_else(|| "nobody says why".into())));
             }
-            Some(rebuild) => {
-                was_there = true;
-                progress.show(&rebuild);
+            Some(rebuild) => progress.show(&rebuild),
+            None if watched.is_some() => {
+                return Ok(Ending::GivenUp(asked_by(followers, name, "cancel rebuild").await?));
             }
-            None if now.live.generation > newest => return Ok(Ending::Serves(now.live)),
-            None if was_there => return Ok(Ending::GivenUp(cancelled(followers, name).await?)),
             None if begun.elapsed() > BEGINNING => {
                 let time = span(BEGINNING.as_secs_f64());
                 return Err(
@@ -151,10 +184,10 @@ async fn watch(followers: &Followers, name: &str, newest: i64, progress: &mut Pr
     }
 }
 
-/// Who cancelled a rebuild last, and why.
-async fn cancelled(followers: &Followers, name: &str) -> Result<String, BoxError> {
+/// Who did `action` to it last, and why.
+async fn asked_by(followers: &Followers, name: &str, action: &str) -> Result<String, BoxError> {
     let actions = followers.actions(Some(name), 10).await?;
-    let last = actions.into_iter().find(|action| action.action == "cancel rebuild");
+    let last = actions.into_iter().find(|last| last.action == action);
     Ok(last.map_or_else(String::new, |last| match last.reason {
         Some(reason) => format!(" by {} ({reason})", last.actor),
         None => format!(" by {}", last.actor),

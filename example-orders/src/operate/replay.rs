@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cli::Replay,
     figures::{count, counted, span},
-    say::{note, say},
-    shop,
+    say::{note, say_if_read},
+    shop::{self, Role},
     signals::until,
     typed, watch,
 };
@@ -29,13 +29,13 @@ const EVERY: Duration = Duration::from_secs(3);
 /// There is no server, there is no store that this build can read, or Postgres cannot be asked.
 pub(crate) async fn run(data_dir: &Path, command: Replay, stop: &CancellationToken) -> Result<ExitCode, BoxError> {
     let Replay::Check { json } = command;
-    let Some(database) = until(stop, shop::database(data_dir)).await? else { return Ok(ExitCode::SUCCESS) };
+    let Some(database) = until(stop, shop::database(data_dir)).await? else { return Ok(Role::Operator.stopped()) };
     let outcome = tokio::select! {
         outcome = until(stop, check(&database, data_dir, json)) => outcome,
         never = watch::watch(&database) => match never {},
     };
     let closed = database.close().await;
-    let code = outcome?.unwrap_or(ExitCode::SUCCESS);
+    let code = outcome?.unwrap_or(Role::Operator.stopped());
     closed?;
     Ok(code)
 }
@@ -48,8 +48,8 @@ async fn check(database: &Database, data_dir: &Path, json: bool) -> Result<ExitC
     store.close().await;
     let replayed = replayed?;
     match json {
-        true => say(serde_json::to_string(&replayed)?)?,
-        false => say(shown(&replayed, begun.elapsed()))?,
+        true => say_if_read(serde_json::to_string(&replayed)?)?,
+        false => say_if_read(shown(&replayed, begun.elapsed()))?,
     }
     let Some(failure) = &replayed.failure else { return Ok(ExitCode::SUCCESS) };
     note(described(failure, data_dir));

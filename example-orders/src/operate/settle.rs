@@ -10,12 +10,12 @@ use tokio::time::sleep;
 
 use super::{
     STILL_PARKED,
-    letter::{Letter, parked},
+    letter::{Letter, MOST, parked},
     model::{Build, model},
 };
 use crate::{
-    figures::{counted, span},
-    say::say,
+    figures::{count, counted, span},
+    say::say_if_read,
 };
 
 /// How long what was asked for may take.
@@ -50,14 +50,14 @@ pub(crate) async fn run(
     for (name, live) in lives {
         let (changed, left) = one(followers, name, &live, letters, by, act).await?;
         if changed == 0 && names.len() > 1 {
-            say(format_args!("{name}: nothing of that is parked"))?;
+            say_if_read(format_args!("{name}: nothing of that is parked"))?;
         }
         (done, still) = (done + changed, still + left);
     }
     match (done, still) {
         // What is due is tried as soon as somebody runs the read models, which may be this very process.
         (0, _) if (act, letters) == (Act::Retry, &DeadLetters::All) => {
-            say("nothing is parked")?;
+            say_if_read("nothing is parked")?;
             Ok(ExitCode::SUCCESS)
         }
         (0, _) => Err("nothing of that is parked: `dead-letters list` shows what is".into()),
@@ -86,14 +86,19 @@ async fn one(
     if changed == 0 {
         return Ok((0, 0));
     }
+    // A rebuild may have parked some of it, too, and only so many were looked at.
+    let waited = (chosen.len() < MOST && chosen.len() as u64 == changed)
+        .then(|| chosen.iter().filter(|letter| letter.state == "queued").count());
+    if live.is_held() {
+        let mut left = parked(followers, name, &DeadLetters::All).await?;
+        left.retain(&concerned);
+        say_if_read(format_args!("{name}: {}", held(act, changed, waited, left.len(), &live.state)))?;
+        return Ok((changed, left.len()));
+    }
     let (what, left_out) = match act {
         Act::Retry => (format!("{} tried again", was(changed, "key")), 0),
-        Act::Discard => (format!("{} discarded", was(changed, "event")), changed as usize),
+        Act::Discard => (discarded(changed, waited), changed as usize),
     };
-    if live.is_held() {
-        say(format_args!("{name}: {what}; the rest follows once it is resumed, for it is {}", live.state))?;
-        return Ok((changed, 0));
-    }
     let begun = Instant::now();
     let now = loop {
         let mut now = parked(followers, name, &DeadLetters::All).await?;
@@ -108,7 +113,7 @@ async fn one(
         sleep(LOOK).await;
     };
     let took = before.len().saturating_sub(left_out + now.len());
-    say(format_args!("{name}: {what}; {}", came_of_it(took, &now)))?;
+    say_if_read(format_args!("{name}: {what}{}", came_of_it(took, waited, &now)))?;
     Ok((changed, now.len()))
 }
 
@@ -122,17 +127,47 @@ fn is_settled(before: &[Letter], now: &[Letter], act: Act) -> bool {
     })
 }
 
+fn is(number: u64, thing: &str) -> String {
+    let (number, verb) = (number as i64, if number == 1 { "is" } else { "are" });
+    format!("{} {verb}", counted(number, thing))
+}
+
 fn was(number: u64, thing: &str) -> String {
     let (number, verb) = (number as i64, if number == 1 { "was" } else { "were" });
     format!("{} {verb}", counted(number, thing))
 }
 
-/// What took effect, and what is parked still for which error.
-fn came_of_it(took: usize, now: &[Letter]) -> String {
+/// What was discarded; good events may have been among it.
+fn discarded(changed: u64, waited: Option<usize>) -> String {
+    let what = format!("{} discarded", was(changed, "event"));
+    match waited {
+        None | Some(0) => what,
+        Some(waited) => format!("{what}, {} of which had not failed and only waited", count(waited as i64)),
+    }
+}
+
+/// What was asked of a read model that does nothing until it is resumed.
+fn held(act: Act, changed: u64, waited: Option<usize>, left: usize, state: &str) -> String {
+    let left = counted(left as i64, "event");
+    match act {
+        Act::Retry => format!(
+            "nothing was tried, for it is {state}: {} tried again once it is resumed, {left} parked still",
+            is(changed, "key")
+        ),
+        Act::Discard => {
+            let what = discarded(changed, waited);
+            format!("{what}; the rest follows once it is resumed, for it is {state}, {left} parked still")
+        }
+    }
+}
+
+/// What took effect, and what is parked still for which error. `waited` of what was discarded, if that is known.
+fn came_of_it(took: usize, waited: Option<usize>, now: &[Letter]) -> String {
     let effect = match took {
-        0 if now.is_empty() => "nothing waited behind".into(),
-        0 => "nothing took effect".into(),
-        took => format!("{} took effect", counted(took as i64, "event")),
+        0 if now.is_empty() && waited == Some(0) => "; nothing waited behind".into(),
+        0 if now.is_empty() => String::new(),
+        0 => "; nothing took effect".into(),
+        took => format!("; {} took effect", counted(took as i64, "event")),
     };
     let error = now.iter().find_map(|letter| letter.error.as_ref());
     match (now.len(), error) {
@@ -201,8 +236,28 @@ mod tests {
     fn what_came_of_it_says_what_took_effect_and_what_is_parked_still() {
         let failed = letter("a", 1, "failed", Some(1));
 
-        assert_eq!(came_of_it(0, &[]), "nothing waited behind");
-        assert_eq!(came_of_it(2, &[]), "2 events took effect");
-        assert_eq!(came_of_it(0, &[failed]), "nothing took effect, 1 event parked still: no such key");
+        assert_eq!(came_of_it(0, Some(0), &[]), "; nothing waited behind");
+        assert_eq!([Some(2), None].map(|waited| came_of_it(0, waited, &[])), ["", ""]);
+        assert_eq!(came_of_it(2, Some(0), &[]), "; 2 events took effect");
+        assert_eq!(came_of_it(0, Some(0), &[failed]), "; nothing took effect, 1 event parked still: no such key");
+    }
+
+    #[test]
+    fn what_was_discarded_says_how_much_only_waited() {
+        assert_eq!(discarded(1, Some(0)), "1 event was discarded");
+        assert_eq!(discarded(3, Some(2)), "3 events were discarded, 2 of which had not failed and only waited");
+        assert_eq!(discarded(3, None), "3 events were discarded");
+    }
+
+    #[test]
+    fn a_read_model_that_is_held_has_tried_nothing() {
+        assert_eq!(
+            held(Act::Retry, 1, None, 2, "paused"),
+            "nothing was tried, for it is paused: 1 key is tried again once it is resumed, 2 events parked still"
+        );
+        assert_eq!(
+            held(Act::Discard, 1, Some(0), 1, "halted"),
+            "1 event was discarded; the rest follows once it is resumed, for it is halted, 1 event parked still"
+        );
     }
 }

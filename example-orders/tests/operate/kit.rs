@@ -1,7 +1,10 @@
 //! A shop to look after, by its command line.
 
 use std::{
-    process::{Command, Output, Stdio},
+    fs::{File, OpenOptions},
+    io::Write,
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -25,11 +28,18 @@ impl Shop {
         let pool = database.pool().await;
         let shop = Self { database, pool };
         shop.import(SAMPLE);
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while shop.all("behind") != [0; 4] {
-            assert!(Instant::now() < deadline, "the read models do not catch up");
-        }
+        shop.prints(&["report", "--json"], 0);
         shop
+    }
+
+    /// Another process, which runs the read models.
+    pub(crate) fn runs(&self) -> Runner {
+        let pipe = std::env::temp_dir().join(format!("{}.pipe", self.database.name()));
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let process = self.command(&["import", pipe.to_str().unwrap(), "--json"]).spawn().unwrap();
+        let mut input = OpenOptions::new().write(true).open(&pipe).unwrap();
+        input.write_all(SAMPLE.as_bytes()).unwrap();
+        Runner { process, input, pipe }
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
@@ -71,6 +81,14 @@ impl Shop {
         self.list().iter().map(|model| model[field].clone()).collect()
     }
 
+    /// Starts what nobody reads. Returns what it says on standard error, and its exit code.
+    pub(crate) fn unread(&self, arguments: &[&str]) -> (String, Option<i32>) {
+        let mut program = self.command(arguments).spawn().unwrap();
+        drop(program.stdout.take());
+        let output = program.wait_with_output().unwrap();
+        (text(&output.stderr), output.status.code())
+    }
+
     /// Lists the read models until `condition` holds for the one that is called `name`.
     pub(crate) fn wait_for(&self, name: &str, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -90,6 +108,30 @@ impl Shop {
     pub(crate) async fn execute(&self, sql: &'static str) {
         sqlx::raw_sql(sql).execute(&self.pool).await.unwrap();
     }
+}
+
+/// A process that runs the read models until it is ended: an import whose file does not end.
+pub(crate) struct Runner {
+    process: Child,
+    input: File,
+    pipe: PathBuf,
+}
+
+impl Runner {
+    pub(crate) fn owner(&self) -> String {
+        format!("example-orders {}", self.process.id())
+    }
+
+    pub(crate) fn end(self) {
+        let Self { process, input, pipe } = self;
+        drop(input);
+        assert_eq!(process.wait_with_output().unwrap().status.code(), Some(0));
+        std::fs::remove_file(pipe).unwrap();
+    }
+}
+
+pub(crate) fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {

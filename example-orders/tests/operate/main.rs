@@ -6,21 +6,25 @@ mod dead_letters;
 mod kit;
 mod rebuild;
 mod replay;
+mod stop;
+mod trade;
 
-use std::{
-    fs::OpenOptions,
-    io::Write,
-    path::PathBuf,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use kit::{NAMES, SAMPLE, Shop, order, text};
+use serde_json::Value;
+
+use kit::{NAMES, Shop, order, signal, text};
 
 #[tokio::test]
 async fn a_list_shows_every_read_model_how_far_it_is_and_who_runs_it() {
     let shop = Shop::open().await;
 
+    assert_eq!(shop.all("state"), ["unowned"; 4]);
+    assert_eq!(shop.all("owner"), [Value::Null, Value::Null, Value::Null, Value::Null]);
+    let runner = shop.runs();
+    for name in NAMES {
+        shop.wait_for(name, "it runs", |model| model["state"] == "running" && model["behind"] == 0);
+    }
     let models = shop.list();
 
     let names: Vec<&str> = models.iter().map(|model| model["name"].as_str().unwrap()).collect();
@@ -28,12 +32,13 @@ async fn a_list_shows_every_read_model_how_far_it_is_and_who_runs_it() {
     for model in &models {
         assert_eq!((&model["state"], &model["behind"], &model["parked"]), (&"running".into(), &0.into(), &0.into()));
         assert!(model["position"].as_i64().unwrap() >= 1_000, "{model}");
-        assert!(model["owner"].as_str().unwrap().starts_with("example-orders "), "{model}");
+        assert_eq!(model["owner"], *runner.owner());
     }
     let table = shop.prints(&["projections", "list"], 0);
     assert!(NAMES.iter().all(|name| table.contains(name)), "{table}");
     assert!(shop.objects(&["dead-letters", "list", "--json"], 0).is_empty());
     assert_eq!(shop.prints(&["dead-letters", "list"], 0), "nothing is parked\n");
+    runner.end();
 }
 
 #[tokio::test]
@@ -46,14 +51,16 @@ async fn a_paused_read_model_stays_where_it_is_until_it_is_resumed() {
 
     let models = shop.list();
     let states: Vec<_> = models.iter().map(|model| &model["state"]).collect();
-    assert_eq!(states, ["running", "running", "running", "paused"]);
+    assert_eq!(states, ["unowned", "unowned", "unowned", "paused"]);
     assert_eq!(models[3]["reason"], "a closer look, by ada");
     assert!(models[3]["behind"].as_i64().unwrap() > 0, "{}", models[3]);
     assert_eq!(shop.number("select count(*) from annals_order_search.orders").await, 1_000);
 
     shop.prints(&["projections", "resume", "order_search"], 0);
     assert!(shop.prints(&["projections", "resume", "order_search"], 0).contains("is not paused"));
+    let runner = shop.runs();
     shop.wait_for("order_search", "it caught up", |model| model["state"] == "running" && model["behind"] == 0);
+    runner.end();
     assert_eq!(shop.number("select count(*) from annals_order_search.orders").await, 1_001);
 }
 
@@ -86,6 +93,9 @@ async fn what_is_wrong_is_told_in_a_line_and_changes_nothing() {
     for arguments in [
         &["projections", "rebuild", "order_search", "--pace", "0"][..],
         &["dead-letters", "show", "order_search", "0"],
+        &["trade", "--rate", "NaN"],
+        &["trade", "--rate", "0"],
+        &["trade", "--rate", "10001"],
         &["dead-letters", "retry"],
         &["dead-letters", "retry", "order_search", "--key", "a", "--event", "1"],
     ] {
@@ -97,12 +107,8 @@ async fn what_is_wrong_is_told_in_a_line_and_changes_nothing() {
 #[tokio::test]
 async fn beside_a_process_that_runs_the_read_models_nothing_moves_but_what_was_asked_for() {
     let shop = Shop::open().await;
-    let pipe: PathBuf = std::env::temp_dir().join(format!("{}.pipe", shop.database.name()));
-    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    let other = shop.command(&["import", pipe.to_str().unwrap(), "--json"]).spawn().unwrap();
-    let mut input = OpenOptions::new().write(true).open(&pipe).unwrap();
-    input.write_all(SAMPLE.as_bytes()).unwrap();
-    let owner = format!("example-orders {}", other.id());
+    let other = shop.runs();
+    let owner = other.owner();
     let owners = [&*owner; 4];
     let deadline = Instant::now() + Duration::from_secs(60);
     while shop.number("select count(*) from annals.lag where owner is not null").await < 4 {
@@ -123,7 +129,5 @@ async fn beside_a_process_that_runs_the_read_models_nothing_moves_but_what_was_a
     shop.wait_for("open_orders", "it goes on", |model| model["state"] == "running");
     assert_eq!(shop.all("owner"), owners);
 
-    drop(input);
-    assert_eq!(other.wait_with_output().unwrap().status.code(), Some(0));
-    std::fs::remove_file(pipe).unwrap();
+    other.end();
 }

@@ -1,11 +1,8 @@
 //! Rebuilds and comparisons.
 
-use std::{
-    io::{BufRead, BufReader},
-    process::{Child, Command},
-};
+use std::io::{BufRead, BufReader};
 
-use crate::{Shop, text};
+use crate::{Shop, signal, text};
 
 #[tokio::test]
 async fn a_rebuild_ends_with_the_swap_and_what_there_was_is_read_meanwhile() {
@@ -29,10 +26,6 @@ async fn a_rebuild_ends_with_the_swap_and_what_there_was_is_read_meanwhile() {
     assert_eq!(shop.number("select count(*) from annals_order_search.orders").await, 1_000);
 }
 
-fn signal(child: &Child, name: &str) {
-    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
-}
-
 /// Lets every rebuild begin paused, so that it is there for as long as a test looks at it.
 const HOLD_REBUILDS: &str = "
     create function hold() returns trigger language plpgsql as $$ begin new.state := 'paused'; return new; end $$;
@@ -45,22 +38,37 @@ async fn a_rebuild_that_nobody_watches_any_more_goes_on_or_is_given_up() {
     let watched = || {
         let mut rebuild = shop.command(&["projections", "rebuild", "order_search", "--pace", "5000"]).spawn().unwrap();
         let mut said = BufReader::new(rebuild.stderr.take().unwrap()).lines().map(Result::unwrap);
-        assert!(said.by_ref().any(|line| line.contains("position 0 of ")));
+        assert!(
+            said.by_ref()
+                .any(|line| line.contains("position 0 of ") && line.contains("projections resume order_search"))
+        );
         (rebuild, said)
     };
 
     let (rebuild, said) = watched();
     signal(&rebuild, "-INT");
     let said: Vec<String> = said.collect();
-    assert_eq!(rebuild.wait_with_output().unwrap().status.code(), Some(0));
+    assert_eq!(rebuild.wait_with_output().unwrap().status.code(), Some(130));
     assert!(said.iter().any(|line| line.contains("the rebuild of order_search was not ended: it goes on")), "{said:?}");
     let model = shop.wait_for("order_search", "it is being rebuilt", |model| model["rebuild"]["state"] == "paused");
-    assert_eq!((&model["state"], &model["rebuild"]["behind"]), (&"running".into(), &model["position"]));
+    assert_eq!((&model["state"], &model["rebuild"]["behind"]), (&"unowned".into(), &model["position"]));
     assert!(shop.prints(&["projections", "list"], 0).contains("└ rebuild"));
 
     shop.prints(&["projections", "resume", "order_search"], 0);
     let generation = model["rebuild"]["generation"].clone();
+    let runner = shop.runs();
     shop.wait_for("order_search", "it has taken its place", |model| model["generation"] == generation);
+    runner.end();
+
+    // Another one in its place is none of its own success.
+    let (replaced, said) = watched();
+    let (other, others) = watched();
+    let said = said.last().unwrap();
+    assert_eq!(replaced.wait_with_output().unwrap().status.code(), Some(1));
+    assert!(said.starts_with("error: the rebuild of order_search was given up for another one by "), "{said}");
+    signal(&other, "-INT");
+    drop(others);
+    assert_eq!(other.wait_with_output().unwrap().status.code(), Some(130));
 
     let (rebuild, said) = watched();
     let said_to_other =
@@ -85,7 +93,12 @@ async fn a_read_model_that_was_changed_by_hand_differs_until_it_is_rebuilt() {
     let output = shop.run(&["projections", "verify", "order_search"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stdout).contains("differs"), "{}", text(&output.stdout));
-    assert!(text(&output.stderr).contains("`projections rebuild order_search` mends it"), "{}", text(&output.stderr));
+    let advice = "all of it is mended by\n   cargo run -p example-orders -- projections rebuild order_search\n";
+    assert!(text(&output.stderr).contains(advice), "{}", text(&output.stderr));
+    for arguments in [&["projections", "verify"][..], &["projections", "verify", "--json"]] {
+        let (errors, code) = shop.unread(arguments);
+        assert_eq!(code, Some(1), "{arguments:?}: {errors}");
+    }
 
     shop.prints(&["projections", "rebuild", "order_search"], 0);
     assert_eq!(shop.objects(&["projections", "verify", "order_search", "--json"], 0)[0]["equal"], true);
@@ -102,6 +115,9 @@ async fn a_single_document_is_put_right() {
     let key: String =
         sqlx::query_scalar("select min(key) from annals_customer_spend.documents").fetch_one(&shop.pool).await.unwrap();
 
+    let output = shop.run(&["projections", "verify", "customer_spend"]);
+    let advice = format!("projections rebuild customer_spend --key {key}\n");
+    assert!(text(&output.stderr).contains(&advice), "{}", text(&output.stderr));
     let rebuild = ["projections", "rebuild", "customer_spend", "--key", &key];
     let said = shop.prints(&[&rebuild[..], &["--reason", "seen wrong", "--by", "ada"]].concat(), 0);
     assert!(said.starts_with(&format!("customer_spend: {key} was folded anew from ")), "{said}");
@@ -121,21 +137,10 @@ async fn a_store_of_the_version_before_is_rebuilt_by_the_next_start() {
     shop.execute("update annals.checkpoints set version = 1 where follower = 'order_search'").await;
     shop.execute("alter table annals_order_search.orders drop column discount_cents").await;
 
+    let runner = shop.runs();
     shop.wait_for("order_search", "version 2 serves", |model| model["version"] == 2);
+    runner.end();
 
     assert!(shop.number("select sum(discount_cents)::bigint from annals_order_search.orders").await > 0);
     assert_eq!(shop.number("select count(*) from annals_order_search.orders").await, 1_000);
-}
-
-#[tokio::test]
-async fn orders_that_are_placed_all_the_time_are_counted_and_in_the_read_models() {
-    let shop = Shop::open().await;
-    let before = shop.number("select count(*) from annals.events").await;
-
-    let said = shop.objects(&["trade", "--rate", "50", "--seconds", "1", "--json"], 0);
-
-    let placed = said.last().unwrap()["placed"].as_i64().unwrap();
-    assert!((1..=60).contains(&placed), "{said:?}");
-    assert_eq!(shop.number("select count(*) from annals.events").await, before + placed);
-    assert_eq!(shop.prints(&["projections", "verify", "--json"], 0).matches("\"equal\":true").count(), 4);
 }

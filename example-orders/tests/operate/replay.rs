@@ -37,6 +37,7 @@ async fn a_build_that_can_read_the_log_passes_and_one_that_cannot_is_told_where(
     let output = shop.run(&["replay", "check"]);
     let errors = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert_eq!(shop.unread(&["replay", "check"]).1, Some(1));
     for part in ["do not deploy this build: aggregate order fails at position ", "invalid type", "check again"] {
         assert!(errors.contains(part), "{part} is missing in {errors}");
     }
