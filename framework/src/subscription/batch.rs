@@ -71,7 +71,7 @@ pub(crate) enum Applied {
     Committed(Vec<Letter>),
     /// It is in the follower's memory, behind what it held before, and commits with a later batch.
     Held,
-    /// Some of it failed that was to be held: the same events are to be given again, without holding.
+    /// Some of it failed that was to be held, for this reason: the same events are to be given again, without holding.
     Unheld(String),
     /// The checkpoint is another: somebody else does this work, or has changed what it rests on. Nothing was changed.
     Fenced,
@@ -451,7 +451,7 @@ impl<'b> Letters<'b> {
         [self.counts.pairs, self.counts.applied, self.counts.parked, self.counts.discarded]
     }
 
-    /// Whether there is more to store than the model and the checkpoint, in one transaction with them.
+    /// Whether there is nothing to store but the model and the checkpoint.
     pub(crate) fn is_empty(&self) -> bool {
         self.rows.is_empty() && self.retried.is_none()
     }
