@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process,
     str::FromStr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, mpsc},
     thread,
     time::Duration,
 };
@@ -27,6 +27,9 @@ use crate::{
 
 /// How long a test waits for its database, and for its end.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// How long whoever drops a database waits until it is gone. Then it is dropped in the background.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A test's own database, dropped with this value, whoever is still connected.
 ///
@@ -94,12 +97,20 @@ impl fmt::Debug for TestDatabase {
 
 impl Drop for TestDatabase {
     fn drop(&mut self) {
+        let (admin, name) = (self.admin.clone(), self.name.clone());
+        let (done, waiting) = mpsc::channel();
         // The test's own runtime cannot wait here: it may be the one that drops this.
-        let work =
-            || runtime::Builder::new_current_thread().enable_all().build()?.block_on(drop_it(&self.admin, &self.name));
-        if let Ok(Err(error)) = thread::scope(|scope| scope.spawn(work).join()) {
-            eprintln!("the test's database {} is left: {}", self.name, chain(&*error));
-        }
+        thread::spawn(move || {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build();
+            let dropped = runtime.map_err(BoxError::from).and_then(|runtime| runtime.block_on(drop_it(&admin, &name)));
+            if let Err(error) = dropped {
+                eprintln!("the test's database {name} is left: {}", chain(&*error));
+            }
+            let _ = done.send(());
+        });
+        // The server waits with it for every session that is just logging in, and such a session may be one that the
+        // thread which waits here has to answer.
+        let _ = waiting.recv_timeout(PATIENCE);
     }
 }
 

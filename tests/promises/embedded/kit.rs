@@ -1,5 +1,10 @@
 //! Databases and servers for tests leave nothing behind.
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
 use super::*;
 
 #[tokio::test]
@@ -14,8 +19,30 @@ async fn each_test_has_a_database_of_its_own_that_goes_with_it() {
     drop(dropped);
 
     let exists = format!("select count(*)::text from pg_database where datname = '{name}'");
-    assert_eq!(ask(kept.url(), &exists).await, "0");
+    eventually("it is gone", || async { ask(kept.url(), &exists).await == "0" }).await;
     drop(pool);
+}
+
+/// The server drops nothing before whoever is logging in has answered it.
+#[tokio::test]
+async fn a_database_is_dropped_although_the_thread_that_drops_it_has_a_login_to_answer() {
+    let (kept, dropped) = (testing::database().await, testing::database().await);
+    let name = dropped.name().to_owned();
+    let exists = format!("select count(*)::text from pg_database where datname = '{name}'");
+    let address = kept.url().rsplit_once('@').unwrap().1.split('/').next().unwrap();
+    let mut login = TcpStream::connect(address).await.unwrap();
+    let words = b"user\0postgres\0database\0postgres\0\0";
+    login.write_i32(8 + words.len() as i32).await.unwrap();
+    login.write_i32(3 << 16).await.unwrap();
+    login.write_all(words).await.unwrap();
+    assert_eq!(login.read_u8().await.unwrap(), b'R', "it is asked for its password");
+
+    let begun = Instant::now();
+    drop(dropped);
+
+    assert!(begun.elapsed() < LIMIT, "it would have waited for itself");
+    drop(login);
+    eventually("it is gone", || async { ask(kept.url(), &exists).await == "0" }).await;
 }
 
 #[tokio::test]
