@@ -6,7 +6,7 @@ mod replay;
 use std::{
     any::{Any, TypeId},
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -24,7 +24,8 @@ use crate::{
     StreamId, Undecodable, View,
     error::{ExecuteError, StoreError},
     event::contract::Contracts,
-    execute::{self, Repository},
+    execute::{self, Along, Repository},
+    saga::{Runtime, Sagas},
     store::Annals,
     subscription::{FollowerState, FollowerStatus, Registered, Seat, Started, Verified, verify},
     view::{KeyRebuilt, ViewSql, rebuild_key},
@@ -102,8 +103,19 @@ struct Inner {
     followers: Arc<Vec<Registered>>,
     /// None where nothing follows.
     coordinator: Mutex<Option<Started>>,
+    sagas: Arc<Runtime>,
     commands: TaskTracker,
     stop: CancellationToken,
+}
+
+/// An app that somebody else keeps.
+#[derive(Clone)]
+pub(crate) struct WeakApp(Weak<Inner>);
+
+impl WeakApp {
+    pub(crate) fn upgrade(&self) -> Option<App> {
+        self.0.upgrade().map(|inner| App { inner })
+    }
 }
 
 /// A running app. Cheap to clone; all clones are the same app.
@@ -153,6 +165,18 @@ impl App {
         let _running = self.begin()?;
         let stream = StreamId::of(A::TYPE, id)?;
         self.repository::<A>()?.execute(stream, &command, options).await
+    }
+
+    /// [`App::execute_with`], with what commits along with it.
+    pub(crate) async fn execute_along<A: Aggregate>(
+        &self,
+        stream: StreamId,
+        command: &A::Command,
+        options: Options,
+        along: Along,
+    ) -> Result<Receipt, ExecuteError<A::Error>> {
+        let _running = self.begin()?;
+        self.repository::<A>()?.execute_along(stream, command, options, Some(along)).await
     }
 
     /// Lets two aggregates each handle a command, and appends what both decide, or nothing if one refuses.
@@ -389,10 +413,21 @@ impl App {
         counts
     }
 
-    /// Takes no more commands, lets those under way end, lets followers save their checkpoints, and closes the store:
+    /// The sagas of the store: what there is of them, and what can be done about them. Those that this app registers, it can act
+    /// on, whichever process runs them.
+    pub fn sagas(&self) -> Sagas {
+        Sagas { runtime: self.inner.sagas.clone() }
+    }
+
+    fn downgrade(&self) -> WeakApp {
+        WeakApp(Arc::downgrade(&self.inner))
+    }
+
+    /// Begins no more steps of sagas and lets those under way end, takes no more commands, lets those under way end, lets followers save their checkpoints, and closes the store:
     /// within [`Config::drain_deadline`](crate::Config::drain_deadline), after which the rest is left as a crash would.
     pub async fn shutdown(&self) {
         let deadline = Instant::now() + self.inner.store.config().drain_deadline;
+        self.inner.sagas.drain(deadline).await;
         self.inner.commands.close();
         if timeout_at(deadline, self.inner.commands.wait()).await.is_err() {
             tracing::warn!(commands = self.inner.commands.len(), "commands did not end within the drain deadline");

@@ -100,6 +100,9 @@ pub struct Config {
     /// Aggregates of one type whose state is kept in memory.
     /// Default: 10,000.
     pub cached_aggregates: usize,
+    /// Instances of sagas that a process runs at once; those that only wait do not count.
+    /// Default: 256.
+    pub running_sagas: usize,
 }
 
 /// What stands between a process and Postgres.
@@ -182,6 +185,7 @@ impl Config {
             drain_deadline: Duration::from_secs(30),
             poll_interval: Duration::from_millis(100),
             cached_aggregates: 10_000,
+            running_sagas: 256,
         }
     }
 
@@ -208,6 +212,7 @@ impl Config {
             &mut self.append_queue,
             &mut self.append_queue_bytes,
             &mut self.cached_aggregates,
+            &mut self.running_sagas,
         ] {
             *count = (*count).max(1);
         }

@@ -9,6 +9,7 @@ pub mod error;
 pub mod event;
 pub mod execute;
 pub mod projector;
+pub mod saga;
 mod sql;
 pub mod store;
 pub mod stream;
@@ -23,10 +24,14 @@ pub use error::{BoxError, ExecuteError, InvalidInput, StoreError, Undecodable};
 pub use event::{ContractError, Event, Metadata, Payload, PayloadLimits, Recorded, Upcast};
 pub use execute::{CommandCounts, Either, Options};
 pub use projector::Projector;
+pub use saga::{
+    Cx, Facts, FailureKind, Outcome, RetryPolicy, Saga, SagaCounts, SagaEvent, SagaFilter, SagaInstance, SagaState,
+    Sagas, StepError, Steps,
+};
 pub use store::{Annals, Append, Finding, Holder, Horizon, NewEvent, Page, ReadLog, ReadStream, Roles, Severity};
 pub use stream::{ExpectedVersion, Id, Position, Receipt, StreamId, Version};
 pub use subscription::{
-    By, DeadLetter, DeadLetterGroup, DeadLetters, Difference, Explained, ExplainedLetter, FailurePolicy, Fate,
+    Begin, By, DeadLetter, DeadLetterGroup, DeadLetters, Difference, Explained, ExplainedLetter, FailurePolicy, Fate,
     FollowerAction, FollowerState, FollowerStatus, Followers, OnFailure, PartitionLag, Verified,
 };
 pub use view::{Change, KeyRebuilt, View};

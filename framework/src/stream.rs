@@ -2,6 +2,7 @@
 
 use std::{fmt, ops::Deref, sync::Arc};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::InvalidInput;
@@ -54,6 +55,12 @@ impl StreamId {
             return Err(InvalidInput::stream_name(&name, "a category is at least one character and holds no `-`"));
         }
         Self::new(name)
+    }
+
+    /// The stream of the instance `id` of a saga.
+    pub(crate) fn of_saga(saga: &str, id: &Id) -> Result<Self, InvalidInput> {
+        Self::of(saga, id.clone())?;
+        Self::check(format!("${saga}-{}", &**id))
     }
 
     fn check(name: String) -> Result<Self, InvalidInput> {
@@ -178,7 +185,7 @@ impl fmt::Display for Version {
 }
 
 /// Where an event stands in the log of all streams. Positions grow; numbers may be left out.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Position(i64);
 

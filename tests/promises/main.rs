@@ -19,4 +19,5 @@ mod protection;
 mod proxy;
 mod queue;
 mod read;
+mod saga;
 mod shop;

@@ -108,7 +108,7 @@ async fn processes_that_start_at_once_make_one_store() {
     }
     let migrations: i64 =
         sqlx::query_scalar("select count(*) from annals.migrations").fetch_one(apps[0].store().pool()).await.unwrap();
-    assert_eq!(migrations, 2);
+    assert_eq!(migrations, 3);
     let placed = apps[0].execute::<Order>(1, place("ada", 500)).await.unwrap();
     for app in apps {
         app.wait_for_all(placed.position, LONG).await.unwrap();
@@ -167,7 +167,7 @@ async fn this_build_works_on_a_newer_builds_store_until_that_says_no() {
         &old,
         "alter table annals.events add column weight integer; alter table annals.commands add column weight integer;
          alter table annals.checkpoints add column weight integer; alter table annals.snapshots add column weight integer;
-         insert into annals.migrations (number, name, checksum) values (3, '0003_weight', 'x')",
+         insert into annals.migrations (number, name, checksum) values (9, '0009_weight', 'x')",
     )
     .await;
     old.append(&stream("note-1"), at(1), events(1)).await.unwrap();

@@ -8,6 +8,7 @@ use std::{
 
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
 
 use super::{
     App, Inner, Kept,
@@ -19,6 +20,7 @@ use crate::{
     event::contract::Contracts,
     execute::Repository,
     projector,
+    saga::{self, Definition, Runtime, Saga, SagaEvent, Typed},
     store::Annals,
     subscription::{Coordinator, Model, Registered, Seat, send_wake_ups},
     view::{self, ViewSql},
@@ -41,7 +43,7 @@ pub enum StartError {
 
 type Make = Box<dyn FnOnce(&Annals, &Arc<Contracts>) -> (TypeId, Box<dyn Kept>) + Send>;
 type Check = Box<dyn Fn(&Contracts) -> Result<(), ContractError> + Send>;
-pub(super) type Define = Box<dyn FnOnce(&Annals, &Arc<Contracts>) -> Result<Model, InvalidInput> + Send>;
+pub(super) type Define = Box<dyn FnOnce(&Annals, &Arc<Contracts>, &Arc<Runtime>) -> Result<Model, InvalidInput> + Send>;
 
 /// Which of its read models a process runs. What it does not run, others may; it can read and wait for it all the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -75,6 +77,10 @@ pub struct Builder {
     readers: Vec<Check>,
     views: HashMap<TypeId, ViewSql>,
     pub(super) followers: Vec<(&'static str, Define)>,
+    sagas: Vec<Arc<dyn Definition>>,
+    /// (an aggregate, its type's name, and what sends it commands).
+    commanded: Vec<(TypeId, &'static str, String)>,
+    aggregates: Vec<TypeId>,
     follow: Follow,
     error: Option<StartError>,
 }
@@ -90,6 +96,9 @@ impl Annals {
             readers: vec![],
             views: HashMap::new(),
             followers: vec![],
+            sagas: vec![],
+            commanded: vec![],
+            aggregates: vec![],
             follow: Follow::All,
             error: None,
         }
@@ -102,6 +111,7 @@ impl Builder {
         if let Err(error) = self.contracts.register::<A::Event>(A::TYPE) {
             self.error.get_or_insert(error.into());
         }
+        self.aggregates.push(TypeId::of::<A>());
         self.repositories.push(Box::new(|store, contracts| {
             (TypeId::of::<A>(), Box::new(Repository::<A>::new(store.clone(), contracts.clone())))
         }));
@@ -116,14 +126,48 @@ impl Builder {
         if let Ok(sql) = ViewSql::new::<V>(&self.store.inner.name) {
             self.views.insert(TypeId::of::<V>(), sql);
         }
-        self.followers.push((V::NAME, Box::new(view::model::<V>)));
+        self.followers.push((V::NAME, Box::new(|store, contracts, _| view::model::<V>(store, contracts))));
         self
     }
 
     /// Lets `projector` follow the log.
     pub fn projector<P: Projector>(mut self, projector: P) -> Self {
         self.readers.push(Box::new(|contracts| contracts.check_reader::<P::Event>(P::SKIPS)));
-        self.followers.push((P::NAME, Box::new(move |store, contracts| projector::model(projector, store, contracts))));
+        let define: Define = Box::new(move |store, contracts, _| projector::model(projector, store, contracts));
+        self.followers.push((P::NAME, define));
+        self
+    }
+
+    /// Lets `saga` run. Another version of it, under the same name, may be registered beside it: new instances begin under the
+    /// newest, and each ends under the one that it began with.
+    pub fn saga<S: Saga>(mut self, saga: S) -> Self {
+        let typed = Typed::new(saga);
+        let again = self.sagas.iter().find(|it| it.name() == S::NAME);
+        if let Some(twice) = typed.steps().twice() {
+            let error = InvalidInput::Other(format!("two steps of {} are called {twice:?}: rename one", S::NAME));
+            self.error.get_or_insert(error.into());
+        }
+        if again.is_none()
+            && let Err(error) = self.contracts.register_own::<SagaEvent>(&format!("${}", S::NAME))
+        {
+            self.error.get_or_insert(error.into());
+        }
+        if self.sagas.iter().any(|it| (it.name(), it.version()) == (S::NAME, S::VERSION)) {
+            let error = format!("version {} of saga {} is registered twice: raise one", S::VERSION, S::NAME);
+            self.error.get_or_insert(InvalidInput::Other(error).into());
+        }
+        let commands = typed.steps().aggregates.iter();
+        self.commanded
+            .extend(commands.map(|(id, name, step)| (*id, *name, format!("step {step} of saga {}", S::NAME))));
+        self.readers.push(Box::new(|contracts| contracts.check_reader::<S::Event>(&[])));
+        let newest = self.sagas.iter().filter(|it| it.name() == S::NAME).all(|it| it.version() < S::VERSION);
+        self.sagas.push(Arc::new(typed));
+        if newest {
+            self.followers.retain(|(name, _)| {
+                *name != S::NAME || !self.sagas[..self.sagas.len() - 1].iter().any(|it| it.name() == *name)
+            });
+            self.followers.push((S::NAME, Box::new(saga::model::<S>)));
+        }
         self
     }
 
@@ -142,7 +186,10 @@ impl Builder {
         let this = self.checked()?;
         let (store, contracts) = (this.store, Arc::new(this.contracts));
         let repositories = this.repositories.into_iter().map(|make| make(&store, &contracts)).collect();
-        let models = this.followers.into_iter().map(|(_, define)| define(&store, &contracts));
+        let (stop, process) = (CancellationToken::new(), Uuid::now_v7());
+        let runs = |name: &str| this.follow.has(name);
+        let runtime = Runtime::new(store.clone(), process, this.sagas, runs, stop.child_token());
+        let models = this.followers.into_iter().map(|(_, define)| define(&store, &contracts, &runtime));
         let models: Vec<Model> = models.collect::<Result<_, InvalidInput>>()?;
         let names: Vec<&'static str> = models.iter().map(|model| model.name).collect();
         if let Follow::Only(only) = &this.follow
@@ -155,7 +202,6 @@ impl Builder {
         for model in &models {
             model.set_up(&store, &names).await?;
         }
-        let stop = CancellationToken::new();
         // Also where nothing follows: other processes do.
         tokio::spawn(send_wake_ups(store.clone(), stop.clone()));
         let registered = models.into_iter().map(|model| Registered {
@@ -165,19 +211,27 @@ impl Builder {
         });
         let followers: Arc<Vec<Registered>> = Arc::new(registered.collect());
         let changed = Arc::new(Notify::new());
-        let coordinator = (!followers.is_empty())
-            .then(|| Coordinator::start(store.clone(), followers.clone(), changed.clone(), stop.clone()));
-        let inner = Inner {
+        let inner = Arc::new(Inner {
             store,
             repositories,
             views: this.views,
             contracts,
             followers,
-            coordinator: Mutex::new(coordinator),
+            coordinator: Mutex::new(None),
+            sagas: runtime,
             commands: TaskTracker::new(),
             stop,
-        };
-        Ok(App { inner: Arc::new(inner) })
+        });
+        let app = App { inner };
+        // What follows may lead to commands: it needs the whole app.
+        app.inner.sagas.start(app.inner.contracts.clone(), app.downgrade());
+        if !app.inner.followers.is_empty() {
+            let inner = &app.inner;
+            let followers = inner.followers.clone();
+            let started = Coordinator::start(inner.store.clone(), process, followers, changed, inner.stop.clone());
+            *app.lock_coordinator() = Some(started);
+        }
+        Ok(app)
     }
 
     /// The same, if it fits together.
@@ -190,7 +244,15 @@ impl Builder {
         }
         for (nth, (name, _)) in self.followers.iter().enumerate() {
             if self.followers[..nth].iter().any(|(other, _)| other == name) {
-                return Err(InvalidInput::Other(format!("two read models are called {name:?}: rename one")).into());
+                return Err(InvalidInput::Other(format!("two followers are called {name:?}: rename one")).into());
+            }
+        }
+        for (id, aggregate, whose) in &self.commanded {
+            if !self.aggregates.contains(id) {
+                return Err(InvalidInput::Other(format!(
+                    "{whose} commands aggregate {aggregate:?}, which is not registered: add .aggregate::<…>() to the app"
+                ))
+                .into());
             }
         }
         Ok(self)

@@ -11,10 +11,14 @@ use std::{
 use serde::Serialize;
 
 use super::builder::{Builder, StartError};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
 use crate::{
     Aggregate, FailurePolicy, InvalidInput, Payload, Position, ReadLog, Recorded, StreamId, Version,
     error::StoreError,
     event::contract::Contracts,
+    saga::Runtime,
     store::Annals,
     subscription::{FollowError, FollowerReplay, Model, REPLAY_BATCH, aside, guarded},
 };
@@ -137,8 +141,11 @@ impl Builder {
     pub async fn replay_check(self, mut progress: impl FnMut(&ReplayProgress) + Send) -> Result<Replayed, StartError> {
         let Self { store, contracts, folds, followers, .. } = self.checked()?;
         let contracts = Arc::new(contracts);
-        let models = followers.into_iter().map(|(_, define)| define(&store, &contracts));
+        // Nothing of it runs.
+        let runtime = Runtime::new(store.clone(), Uuid::nil(), vec![], |_| false, CancellationToken::new());
+        let models = followers.into_iter().map(|(_, define)| define(&store, &contracts, &runtime));
         let models: Vec<Model> = models.collect::<Result<_, InvalidInput>>()?;
+        let models: Vec<Model> = models.into_iter().filter(Model::is_read_model).collect();
         let up_to = store.horizon().await?.safe;
         let mut replayed = Replayed {
             position: up_to,

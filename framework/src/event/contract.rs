@@ -230,6 +230,11 @@ impl Contracts {
         if let Err(source) = StreamId::of(category, "0") {
             return Err(ContractError::Category { category: category.to_owned(), source });
         }
+        self.register_own::<E>(category)
+    }
+
+    /// The same for a category of the framework's own streams.
+    pub(crate) fn register_own<E: Event>(&mut self, category: &str) -> Result<(), ContractError> {
         let contract = Contract::of::<E>(category)?;
         if self.0.insert(category.to_owned(), contract).is_some() {
             return Err(ContractError::Twice { category: category.to_owned() });

@@ -20,7 +20,10 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 pub use self::both::Either;
-pub(crate) use self::{both::execute_both, repository::Repository};
+pub(crate) use self::{
+    both::execute_both,
+    repository::{Along, Repository},
+};
 use crate::{
     Context, InvalidInput, Metadata, PayloadLimits, Recorded, StreamId,
     event::encode::to_json,

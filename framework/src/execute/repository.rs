@@ -19,7 +19,7 @@ use crate::{
         contract::Contracts,
         encode::{encode, to_json},
     },
-    store::{Annals, Append, Appended, CommandRecord, NewEvent, Work, within},
+    store::{Annals, Append, Appended, CommandRecord, NewEvent, SagaRow, Work, within},
 };
 
 /// No command waits longer, whatever its caller says.
@@ -80,6 +80,13 @@ impl Order {
     }
 }
 
+/// What commits with a command: events of an instance of a saga, and its row in the index.
+#[derive(Debug, Clone)]
+pub(crate) struct Along {
+    pub(crate) append: Append,
+    pub(crate) row: SagaRow,
+}
+
 /// What an aggregate decided.
 pub(super) enum Decision<A: Aggregate> {
     Events(Vec<A::Event>),
@@ -129,8 +136,19 @@ impl<A: Aggregate> Repository<A> {
         command: &A::Command,
         options: Options,
     ) -> Result<Receipt, ExecuteError<A::Error>> {
+        self.execute_along(stream, command, options, None).await
+    }
+
+    /// The same; `along` commits with what it decides. A conflict of that stream is the caller's.
+    pub(crate) async fn execute_along(
+        &self,
+        stream: StreamId,
+        command: &A::Command,
+        options: Options,
+        along: Option<Along>,
+    ) -> Result<Receipt, ExecuteError<A::Error>> {
         let order = Order::new(options, &self.store);
-        let result = self.execute_order(&stream, command, &order).await;
+        let result = self.execute_order(&stream, command, &order, along.as_ref()).await;
         self.count(&stream, &order, &result);
         result.map(Answer::into_inner)
     }
@@ -140,6 +158,7 @@ impl<A: Aggregate> Repository<A> {
         stream: &StreamId,
         command: &A::Command,
         order: &Order,
+        along: Option<&Along>,
     ) -> Result<Answer<Receipt>, ExecuteError<A::Error>> {
         let record = record(&order.metadata, &self.store, &[(stream, command)])?;
         let slot = self.slot(stream);
@@ -157,11 +176,13 @@ impl<A: Aggregate> Repository<A> {
                     Some(receipt) => return Ok(Answer::Repeated(receipt)),
                     None => return Err(ExecuteError::Rejected(rejection)),
                 },
-                Decision::Empty if record.is_none() => return Ok(Answer::Empty(state.standing())),
+                Decision::Empty if record.is_none() && along.is_none() => return Ok(Answer::Empty(state.standing())),
                 Decision::Empty => vec![],
             };
             let work = self.encode(stream, state.version, &events).and_then(|append| {
-                Work::new(vec![append], order.metadata.clone(), record.clone(), &self.store.config().limits)
+                let appends = [append].into_iter().chain(along.map(|along| along.append.clone())).collect();
+                let work = Work::new(appends, order.metadata.clone(), record.clone(), &self.store.config().limits)?;
+                Ok(work.of_saga(along.map(|along| along.row.clone())))
             });
             let work = match work {
                 // What an old state led to says nothing about the command.
@@ -183,7 +204,7 @@ impl<A: Aggregate> Repository<A> {
                     Some(receipt) => return Ok(Answer::Repeated(receipt)),
                     None => continue,
                 },
-                Err(StoreError::Conflict { .. }) => {
+                Err(StoreError::Conflict { stream: at, .. }) if at == *stream => {
                     Counters::add(&self.counters.conflicts);
                     order.pause(attempt).await?;
                     self.refresh(&mut state, stream, order).await?;

@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 use sqlx::{Connection, PgConnection, Row};
 
 use crate::{
-    InvalidInput, Projector, Recorded,
+    Begin, InvalidInput, Projector, Recorded,
     error::StoreError,
     event::contract::Contracts,
     sql::Statement,
@@ -31,6 +31,7 @@ pub(crate) fn model<P: Projector>(
         skips: P::SKIPS,
         definition: format!("projector {}", P::TABLES),
         live: store.inner.name.read_model(P::NAME)?,
+        begin: Begin::Start,
         tables: P::TABLES,
         indexes: P::INDEXES,
         follower: Box::new(move |unit| {

@@ -19,6 +19,9 @@
 --   $15 event_type      text[]
 --   $16 schema_version  smallint[]
 --   $17 payload         text[]
+--   what is to be found of instances of sagas whose streams are among those:
+--   $18 sagas           text       JSON, an array of rows of annals.sagas: (entry, saga, definition, state, step, reason, due_at,
+--                                  owner, writer); `entry` is the element of $1, `writer` who owns the row as far as it knows
 --
 -- Returns one row an element of $1, in order: (head bigint, position bigint, known boolean).
 -- `head` is the stream's version before; an append is refused if one of its heads is not as expected, or if its command
@@ -61,6 +64,27 @@ recorded as (
     entry.stream, entry.body
   from entry
   where entry.records and entry.append not in (select append from refused)
+),
+saga as materialized (
+  select entry.stream, entry.head, entry.head + entry.appended as version, entry.correlation_id, s.*
+  from json_to_recordset($18::json) as s(entry integer, saga text, definition integer, state text, step text, reason text,
+    due_at timestamptz, owner uuid, writer uuid)
+  join entry on entry.nth = s.entry
+  where entry.append not in (select append from refused)
+),
+saga_started as (
+  insert into annals.sagas (stream, saga, definition, version, state, step, reason, correlation_id, owner, due_at)
+  select stream, saga, definition, version, state, step, reason, correlation_id, owner, due_at from saga where head = 0
+),
+saga_moved as (
+  -- What somebody else runs stays theirs.
+  update annals.sagas s
+  set definition = saga.definition, version = saga.version, state = saga.state, step = saga.step, reason = saga.reason,
+    owner = case when s.owner is null or s.owner = saga.writer then saga.owner else s.owner end,
+    due_at = case when saga.owner is null then saga.due_at else s.due_at end,
+    interrupted = s.interrupted and s.owner is distinct from saga.writer, waits_for = null, changed_at = clock_timestamp(),
+    told_at = case when saga.state = 'stuck' and s.state = 'stuck' then s.told_at end
+  from saga where saga.stream = s.stream and saga.head > 0
 )
 select entry.head,
   case when entry.appended > 0 then last_position.position

@@ -1,4 +1,4 @@
--- Enters a new build of a follower's model, and the follower itself if it is new, before the first event.
+-- Enters a new build of a follower's model, and the follower itself if it is new.
 --
 --   $1 name          text
 --   $2 kind          text
@@ -13,6 +13,7 @@
 --   $11 pace         double precision  events a second at most; null for a share of the time
 --   $12 requested_by text
 --   $13 indexed      boolean   whether it has its own indexes
+--   $14 begin        bigint    where its partitions begin
 with follower as (
   insert into annals.followers (name, kind, definition) values ($1, $2, $3)
   on conflict (name) do update set definition = excluded.definition
@@ -24,5 +25,5 @@ generation as (
   select name, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13 from follower
   returning follower, generation, version, partitions
 )
-insert into annals.checkpoints (follower, generation, partition, version)
-select follower, generation, partition, version from generation, generate_series(1, partitions) as partition
+insert into annals.checkpoints (follower, generation, partition, version, position, counted_after)
+select follower, generation, partition, version, $14, $14 from generation, generate_series(1, partitions) as partition

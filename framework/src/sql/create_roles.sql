@@ -54,8 +54,8 @@ begin
   execute format('grant insert (command_id, version, position, stream, body) on %I.commands to %I', store, writer);
   execute format('grant insert, update, delete on %I.snapshots to %I', store, writer);
   execute format('grant insert, update, delete on %I.checkpoints, %I.followers to %I', store, store, writer);
-  execute format('grant insert, update, delete on %I.generations, %I.processes, %I.dead_letters to %I', store, store, store,
-    writer);
+  execute format('grant insert, update, delete on %I.generations, %I.processes, %I.dead_letters, %I.sagas to %I', store, store,
+    store, store, writer);
   execute format('grant insert on %I.actions to %I', store, writer);
 
   -- The read models that are there. One that comes later is opened when it is set up: create_read_model.sql.

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::{DateTime, Utc};
+use serde::Serialize;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
@@ -77,12 +79,29 @@ pub(crate) struct CommandRecord {
     pub(crate) body: Option<Vec<u8>>,
 }
 
+/// What is to be found of an instance of a saga, in the append's own statement.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct SagaRow {
+    pub(crate) saga: &'static str,
+    pub(crate) definition: u32,
+    pub(crate) state: &'static str,
+    pub(crate) step: Option<String>,
+    pub(crate) reason: Option<String>,
+    pub(crate) due_at: Option<DateTime<Utc>>,
+    /// Who runs it from now on.
+    pub(crate) owner: Option<Uuid>,
+    /// Who does this, and may have run it till now.
+    pub(crate) writer: Option<Uuid>,
+}
+
 /// One append as the appender handles it: all of it is written, or none.
 #[derive(Debug)]
 pub(crate) struct Work {
     pub(crate) appends: Vec<Append>,
     pub(crate) metadata: Metadata,
     pub(crate) record: Option<CommandRecord>,
+    /// Of the stream of the last append.
+    pub(crate) saga: Option<Box<SagaRow>>,
 }
 
 impl Work {
@@ -124,7 +143,12 @@ impl Work {
         let first_event = appends.iter().flat_map(|append| &append.events).next();
         metadata.correlation_id =
             Some(metadata.correlation_id.or(first_event.map(|event| event.event_id)).unwrap_or_else(Uuid::now_v7));
-        Ok(Self { appends, metadata, record })
+        Ok(Self { appends, metadata, record, saga: None })
+    }
+
+    /// The same, with a row of the index of sagas for the last stream.
+    pub(crate) fn of_saga(self, row: Option<SagaRow>) -> Self {
+        Self { saga: row.map(Box::new), ..self }
     }
 
     /// How many events there are, over all streams.

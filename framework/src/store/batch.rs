@@ -1,5 +1,6 @@
 //! One statement for many appends, and what its answer says to each.
 
+use serde::Serialize;
 use sqlx::{
     PgConnection,
     postgres::{PgDatabaseError, PgSeverity},
@@ -10,7 +11,7 @@ use crate::{
     ExpectedVersion, Metadata, Position, Receipt, Version,
     error::StoreError,
     sql::Sql,
-    store::append::{Append, NewEvent, Work},
+    store::append::{Append, NewEvent, SagaRow, Work},
 };
 
 /// What became of an append that was not refused.
@@ -110,6 +111,7 @@ impl<'w> Batch<'w> {
         let appends = &self.appends;
         if let [(work, append)] = appends[..]
             && work.record.is_none()
+            && work.saga.is_none()
             && !append.events.is_empty()
             && let Some(answer) = send_one(work, append, conn, sql).await?
         {
@@ -153,16 +155,33 @@ impl<'w> Batch<'w> {
             .bind(events().map(|(.., event)| &*event.event_type).collect::<Vec<&str>>())
             .bind(events().map(|(.., event)| event.schema_version as i16).collect::<Vec<i16>>())
             .bind(events().map(|(.., event)| event.payload.as_str()).collect::<Vec<&str>>())
+            .bind(self.sagas()?)
             .fetch_all(conn)
             .await
             .map_err(Fault::of)
+    }
+
+    /// The rows of the index of sagas, as JSON.
+    fn sagas(&self) -> Result<String, Fault> {
+        #[derive(Serialize)]
+        struct Row<'w> {
+            entry: usize,
+            #[serde(flatten)]
+            row: &'w SagaRow,
+        }
+        let row = |(nth, (work, _)): (usize, &(&'w Work, &'w Append))| {
+            let row = work.saga.as_deref().filter(|_| self.entries[nth].1 + 1 == work.appends.len())?;
+            Some(Row { entry: nth + 1, row })
+        };
+        let rows: Vec<Row<'_>> = self.appends.iter().enumerate().filter_map(row).collect();
+        serde_json::to_string(&rows).map_err(|error| Fault::Refused(sqlx::Error::Encode(error.into())))
     }
 
     /// Each append with its event, if all have one alone: what most commands lead to.
     fn each(&self) -> Option<Vec<(&'w Work, &'w Append, &'w NewEvent)>> {
         let alone =
             |&(work, append): &(&'w Work, &'w Append)| match (&work.record, &work.appends[..], &append.events[..]) {
-                (None, [_], [event]) => Some((work, append, event)),
+                (None, [_], [event]) if work.saga.is_none() => Some((work, append, event)),
                 _ => None,
             };
         self.appends.iter().map(alone).collect()

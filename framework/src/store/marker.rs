@@ -131,6 +131,16 @@ impl Annals {
         Horizon::of(&row)
     }
 
+    /// The last event of which it is certain that none comes before it any more.
+    pub(crate) async fn safe_end(&self) -> Result<Position, StoreError> {
+        let (safe, sql) = (self.horizon().await?.safe, self.inner.sql.read_last_position.clone());
+        let reading = self.inner.read("read the last position", |mut conn| {
+            let sql = sql.clone();
+            async move { sql.scalar().bind(safe.get()).fetch_one(&mut *conn).await }
+        });
+        Ok(Position::new(reading.await?))
+    }
+
     /// The transactions that hold the safe position back, lowest first. Empty when every append has ended.
     ///
     /// # Errors

@@ -32,7 +32,7 @@ pub use self::{
     read::{Page, ReadLog, ReadStream},
 };
 pub(crate) use self::{
-    append::{CommandRecord, Work},
+    append::{CommandRecord, SagaRow, Work},
     appender::Appender,
     batch::Appended,
     marker::horizon,

@@ -139,13 +139,14 @@ impl Coordinator {
     /// Starts to run `followers`, until `stop`.
     pub(crate) fn start(
         store: Annals,
+        process: Uuid,
         followers: Arc<Vec<Registered>>,
         changed: Arc<Notify>,
         stop: CancellationToken,
     ) -> Started {
         let reading = CancellationToken::new();
         let tail = Tail::start(store.clone(), changed.clone(), reading.clone());
-        let (process, own_tail) = (Uuid::now_v7(), tail.clone());
+        let own_tail = tail.clone();
         let observer = tokio::spawn(observe(store.clone(), followers.clone(), stop.clone()));
         kick(stop.clone());
         let asked = Arc::new(Notify::new());

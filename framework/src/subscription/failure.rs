@@ -201,7 +201,7 @@ fn words(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// What a panic said.
-pub(super) fn message(panic: Box<dyn Any + Send>) -> String {
+pub(crate) fn message(panic: Box<dyn Any + Send>) -> String {
     match panic.downcast::<String>() {
         Ok(text) => *text,
         Err(panic) => panic.downcast::<&str>().map_or_else(|_| "no message".into(), |text| (*text).into()),

@@ -9,6 +9,7 @@
 mod batch;
 mod control;
 mod coordinator;
+mod effect;
 mod explain;
 mod failure;
 mod model;
@@ -26,7 +27,8 @@ mod wake_up;
 pub(crate) use self::{
     batch::{Applied, Batch, Checkpoint, Follower, Letters, Unit, Work, guarded},
     coordinator::{Coordinator, Registered, Started},
-    failure::FollowError,
+    effect::{EffectFollower, Handle},
+    failure::{FollowError, message},
     model::Model,
     replay::{FollowerReplay, REPLAY_BATCH, aside},
     status::Seat,
@@ -36,6 +38,7 @@ pub(crate) use self::{
 pub use self::{
     control::{By, DeadLetter, DeadLetterGroup, DeadLetters, FollowerAction, Followers, PartitionLag},
     explain::{Explained, ExplainedLetter, Fate},
+    model::Begin,
     policy::{FailurePolicy, OnFailure},
     status::{FollowerState, FollowerStatus},
     verify::{Difference, Verified},

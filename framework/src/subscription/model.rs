@@ -19,7 +19,16 @@ use crate::{
 /// Makes what does the work for a partition.
 pub(crate) type Make = Box<dyn Fn(&Unit) -> Arc<dyn Follower> + Send + Sync>;
 
-/// A read model as this build has it.
+/// Where a follower begins that is new in a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// At the start of the log.
+    Start,
+    /// At what comes from now on.
+    Now,
+}
+
+/// A follower as this build has it: a read model, or one whose work is done elsewhere.
 pub(crate) struct Model {
     pub(crate) name: &'static str,
     pub(crate) kind: &'static str,
@@ -34,6 +43,7 @@ pub(crate) struct Model {
     pub(crate) definition: String,
     /// The schema of what is live.
     pub(crate) live: StoreName,
+    pub(crate) begin: Begin,
     /// Creates the tables, and with them the keys that the work needs, with `search_path` set to a schema.
     pub(crate) tables: &'static str,
     /// Creates the other indexes, likewise.
@@ -58,6 +68,11 @@ impl Model {
     pub(crate) fn filter(&self, unit: &Unit) -> Filter {
         let streams = (self.kind == "projector" && unit.partitions > 1).then_some((unit.partition, unit.partitions));
         Filter { categories: self.categories.clone(), skips: self.skips, streams }
+    }
+
+    /// Whether it is built from the log, in a schema of its own, and can be built anew.
+    pub(crate) fn is_read_model(&self) -> bool {
+        matches!(self.kind, "view" | "projector")
     }
 
     /// `name:version`, as processes say what they can run.
@@ -91,14 +106,14 @@ impl Model {
         let (there, may_create, number): (bool, bool, i64) = (row.get(0), row.get(1), row.get(2));
         let known = sql.read_follower.query().bind(name).fetch_optional(&mut *tx).await.map_err(&what)?;
         let Some(known) = known else {
-            if there {
+            if there && self.is_read_model() {
                 return Err(StoreError::Unfit(format!(
                     "schema {schema} exists, but {name} has no checkpoint in the store: drop the schema, or give the read \
                      model another name"
                 )));
             }
             self.refuse_renamed(store, others, &mut tx).await?;
-            if !may_create {
+            if !may_create && self.is_read_model() {
                 return Err(StoreError::Unfit(format!(
                     "{name} is new and this role may not create its schema {schema}: start once as a role with CREATE on \
                      the database"
@@ -126,6 +141,12 @@ impl Model {
                 "{name} is a {kind} in this store, and a {} in this build: give one of them another name",
                 self.kind
             )));
+        }
+        if !self.is_read_model() {
+            // What it did, it did: a newer version, or one that reads more, goes on from here.
+            let raising = sql.raise_version.query().bind(name).bind(own).bind(&self.categories);
+            raising.execute(&mut *tx).await.map_err(&what)?;
+            return tx.commit().await.map_err(&what);
         }
         if !there {
             return Err(StoreError::Unfit(format!(
@@ -221,19 +242,24 @@ impl Model {
         let what = StoreError::on("create the tables of a read model");
         let (name, schema) = (&store.inner.name, &generation.schema);
         let text = |text| schema.instantiate_model(name, text);
-        let mut statements = vec![text(include_str!("../sql/create_read_model.sql")), schema.verbatim(self.tables)];
-        if indexes {
-            statements.push(schema.verbatim(self.indexes));
+        if self.is_read_model() {
+            let mut statements = vec![text(include_str!("../sql/create_read_model.sql")), schema.verbatim(self.tables)];
+            if indexes {
+                statements.push(schema.verbatim(self.indexes));
+            }
+            for statement in statements {
+                sqlx::raw_sql(statement.text())
+                    .execute(&mut *conn)
+                    .await
+                    .map_err(|error| self.refused(schema, error))?;
+            }
+            text(include_str!("../sql/place_read_model.sql"))
+                .query()
+                .bind(generation.partitions)
+                .execute(&mut *conn)
+                .await
+                .map_err(&what)?;
         }
-        for statement in statements {
-            sqlx::raw_sql(statement.text()).execute(&mut *conn).await.map_err(|error| self.refused(schema, error))?;
-        }
-        text(include_str!("../sql/place_read_model.sql"))
-            .query()
-            .bind(generation.partitions)
-            .execute(&mut *conn)
-            .await
-            .map_err(&what)?;
         store
             .inner
             .sql
@@ -252,6 +278,10 @@ impl Model {
             .bind(generation.pace)
             .bind(&generation.requested_by)
             .bind(indexes)
+            .bind(match self.begin {
+                Begin::Start => 0,
+                Begin::Now => store.safe_end().await?.get(),
+            })
             .execute(conn)
             .await
             .map(drop)

@@ -10,6 +10,7 @@
 mod aggregate;
 #[cfg(all(unix, feature = "testing"))]
 mod database;
+mod saga;
 #[cfg(all(unix, feature = "testing"))]
 mod server;
 mod storage;
@@ -20,6 +21,7 @@ mod watchdog;
 pub use aggregate::{Given, Then, When, given};
 #[cfg(all(unix, feature = "testing"))]
 pub use database::{TestDatabase, database};
+pub use saga::{GivenSaga, given_saga};
 #[cfg(all(unix, feature = "testing"))]
 pub use server::{TestServer, server};
 pub use storage::recorded;

@@ -17,7 +17,7 @@ use self::{
     memory::{Held, Kept},
 };
 use crate::{
-    BoxError, Change, Id, Payload, PayloadLimits, Recorded, View,
+    Begin, BoxError, Change, Id, Payload, PayloadLimits, Recorded, View,
     error::StoreError,
     event::{contract::Contracts, encode::to_json},
     sql::{Statement, StoreName},
@@ -79,6 +79,7 @@ pub(crate) fn model<V: View>(store: &Annals, contracts: &Arc<Contracts>) -> Resu
         skips: V::SKIPS,
         definition: format!("view {} {}", std::any::type_name::<V>(), V::INDEXES),
         live,
+        begin: Begin::Start,
         tables: include_str!("../sql/create_documents.sql"),
         indexes: V::INDEXES,
         follower: Box::new(move |unit| Arc::new(ViewFollower::<V>::new(&store, contracts.clone(), unit))),

@@ -142,7 +142,7 @@ async fn names_of_read_models_that_cannot_be_are_refused_and_nothing_is_set_up()
         (app().projector(Loud), "\"Journal!\""),
         (app().projector(Nameless), "\"\""),
         (app().projector(Endless), "50 bytes"),
-        (app().view::<Spend>().projector(SameName), "two read models are called \"spend\""),
+        (app().view::<Spend>().projector(SameName), "two followers are called \"spend\""),
     ] {
         let (error, text) = start_error(builder).await;
         assert!(matches!(error, StartError::Invalid(InvalidInput::Other(_))), "{error:?}");

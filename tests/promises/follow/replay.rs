@@ -321,7 +321,7 @@ async fn an_empty_log_passes_and_a_store_that_is_not_there_is_refused_and_not_ma
     let database = database().await;
     let config = Config { migrate: false, ..crate::kit::config(database.url()) };
     let refused = Annals::connect(config.clone()).await.unwrap_err().to_string();
-    assert!(refused.contains("store annals lacks 0001_store, 0002_followers"), "{refused}");
+    assert!(refused.contains("store annals lacks 0001_store, 0002_followers, 0003_sagas"), "{refused}");
     let store = open(database.url()).await;
     assert!(!schemas(&store).await.contains(&"annals_spend".to_owned()));
 

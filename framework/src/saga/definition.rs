@@ -1,0 +1,188 @@
+//! A saga of the application's as the runtime sees it: without its types.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use futures::future::BoxFuture;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{
+    Cx, Facts, Saga, StepError, Steps,
+    engine::What,
+    plan::{Kind, Plan},
+    state::State,
+};
+use crate::{
+    App, Id, Options, Payload, PayloadLimits, Recorded, StoreError,
+    event::{contract::Contracts, encode::to_json},
+    execute::Along,
+    subscription::{FollowError, guarded},
+};
+
+/// What an event means to a saga.
+#[derive(Default)]
+pub(crate) struct Look {
+    pub(crate) start: Option<(Id, Value)>,
+    pub(crate) route: Option<Id>,
+    /// What steps that wait take from it.
+    pub(crate) taken: Vec<(String, Value)>,
+    pub(crate) cancel: Option<(Id, String)>,
+}
+
+/// What a step is run with.
+pub(crate) struct Call {
+    pub(crate) id: Id,
+    pub(crate) key: Uuid,
+    pub(crate) attempt: u32,
+    pub(crate) now: DateTime<Utc>,
+    pub(crate) state: Arc<State>,
+    pub(crate) app: App,
+    pub(crate) options: Options,
+}
+
+/// Why a command that was to commit with a step did not.
+pub(crate) enum NotCommitted {
+    Failed(StepError),
+    /// The instance's stream is further than was thought.
+    Overtaken,
+}
+
+pub(crate) trait Definition: Send + Sync {
+    fn name(&self) -> &'static str;
+    fn version(&self) -> u32;
+    fn plan(&self) -> &Plan;
+    fn look(&self, contracts: &Contracts, raw: &Recorded<Payload>) -> Result<Look, FollowError>;
+    /// Whether this is one command, which commits with the step.
+    fn commits(&self, step: &str, what: What) -> bool;
+    /// What it came to; for a question, none if it did not happen.
+    fn attempt(&self, step: &str, what: What, call: Call) -> BoxFuture<'static, Result<Option<Value>, StepError>>;
+    fn command(&self, step: &str, what: What, call: Call, along: Along)
+    -> BoxFuture<'static, Result<(), NotCommitted>>;
+}
+
+/// A saga with its types.
+pub(crate) struct Typed<S: Saga> {
+    saga: Arc<S>,
+    steps: Steps<S>,
+}
+
+impl<S: Saga> Typed<S> {
+    pub(crate) fn new(saga: S) -> Self {
+        Self { saga: Arc::new(saga), steps: Steps::of_saga() }
+    }
+
+    pub(crate) fn steps(&self) -> &Steps<S> {
+        &self.steps
+    }
+
+    fn cx(&self, call: Call) -> Result<(Cx<S>, Arc<State>), StepError> {
+        let facts = Facts::of(&call.state).map_err(StepError::unknown)?;
+        let Call { id, key, attempt, now, state, app, options } = call;
+        Ok((Cx { saga: self.saga.clone(), id, key, attempt, now, facts, app, options }, state))
+    }
+}
+
+fn lost<T: Send + 'static>(step: &str) -> BoxFuture<'static, Result<T, StepError>> {
+    let error = StepError::unknown(format!("step {step} is not in this build"));
+    Box::pin(async move { Err(error) })
+}
+
+impl<S: Saga> Definition for Typed<S> {
+    fn name(&self) -> &'static str {
+        S::NAME
+    }
+
+    fn version(&self) -> u32 {
+        S::VERSION
+    }
+
+    fn plan(&self) -> &Plan {
+        &self.steps.plan
+    }
+
+    fn look(&self, contracts: &Contracts, raw: &Recorded<Payload>) -> Result<Look, FollowError> {
+        let event = contracts.decode::<S::Event>(raw).map_err(|error| FollowError::from(Box::new(error)))?;
+        let handler = |error: String| FollowError::Handler(error.into());
+        guarded(|| {
+            let input = |input: S::Input| {
+                let text =
+                    to_json("its input", &input, &PayloadLimits::default()).map_err(|error| error.to_string())?;
+                serde_json::from_str(&text).map_err(|error| error.to_string())
+            };
+            let start = S::start(&event).map(|(id, with)| input(with).map(|input| (id, input))).transpose();
+            let route = S::route(&event);
+            let taken = if route.is_some() { self.steps.take(&event) } else { Ok(vec![]) };
+            Ok(Look {
+                start: start.map_err(|error| handler(format!("{} cannot begin: {error}", S::NAME)))?,
+                route,
+                taken: taken.map_err(|error| handler(error.to_string()))?,
+                cancel: S::cancel(&event),
+            })
+        })?
+    }
+
+    fn commits(&self, step: &str, what: What) -> bool {
+        let doing = self.steps.doing.get(step);
+        match what {
+            What::Run => self.plan().step(step).is_some_and(|planned| matches!(planned.kind, Kind::Command)),
+            What::Ask => false,
+            What::Undo => doing.is_some_and(|doing| doing.undo_command.is_some()),
+        }
+    }
+
+    fn attempt(&self, step: &str, what: What, call: Call) -> BoxFuture<'static, Result<Option<Value>, StepError>> {
+        let Some(doing) = self.steps.doing.get(step) else { return lost(step) };
+        let (cx, state) = match self.cx(call) {
+            Ok(cx) => cx,
+            Err(error) => return Box::pin(async move { Err(error) }),
+        };
+        match (what, &doing.run, &doing.ask, &doing.undo) {
+            (What::Run, Some(run), ..) => {
+                let running = run(cx);
+                Box::pin(async move { running.await.map(Some) })
+            }
+            (What::Ask, _, Some(ask), _) => ask(cx),
+            (What::Undo, _, _, Some(undo)) => {
+                let undoing = undo(cx, state.output(step).cloned().unwrap_or_default());
+                Box::pin(async move { undoing.await.map(|()| None) })
+            }
+            _ => lost(step),
+        }
+    }
+
+    fn command(
+        &self,
+        step: &str,
+        what: What,
+        call: Call,
+        along: Along,
+    ) -> BoxFuture<'static, Result<(), NotCommitted>> {
+        let doing = self.steps.doing.get(step);
+        let command = doing.and_then(|doing| match what {
+            What::Undo => doing.undo_command.as_ref(),
+            _ => doing.command.as_ref(),
+        });
+        let (Some(command), Ok((cx, state))) = (command, self.cx(call)) else {
+            let error = StepError::unknown(format!("step {step} cannot be read by this build"));
+            return Box::pin(async move { Err(NotCommitted::Failed(error)) });
+        };
+        command(cx, state.output(step).cloned().unwrap_or_default(), along)
+    }
+}
+
+/// What a step is known by outside: for all its attempts the same, for its undo another. Two instances never share one, not even of
+/// two stores.
+pub(crate) fn key(started: Uuid, step: &str, what: What) -> Uuid {
+    let direction = if what == What::Undo { "undo" } else { "run" };
+    Uuid::new_v5(&started, format!("{direction} {step}").as_bytes())
+}
+
+impl From<StoreError> for NotCommitted {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict { .. } => Self::Overtaken,
+            error => Self::Failed(error.into()),
+        }
+    }
+}

@@ -1,0 +1,550 @@
+//! The state machine of a saga: (state, input, now) → (events, effects). It does nothing itself, and knows no clock.
+//!
+//! The runtime, the testing kit and the model checker all drive this one. What it decides is appended to the instance's stream;
+//! what there is to do follows from the state ([`effects`]), so whoever takes an instance over finds it there.
+//!
+//! Undoing waits until nothing is open any more: a step under way either succeeds, and is undone, or is known not to have
+//! happened. Nothing is undone blindly.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use super::{
+    event::{FailureKind, Outcome, SagaEvent},
+    plan::{Kind, Plan, Planned},
+    state::{Phase, Progress, State, StepState, later},
+};
+use crate::Position;
+
+/// A failure as the engine is told of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Failure {
+    pub(crate) kind: FailureKind,
+    pub(crate) error: String,
+    /// Not to be tried again before.
+    pub(crate) retry_after: Option<Duration>,
+}
+
+/// What an instance is told.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Input {
+    Start {
+        definition: u32,
+        input: Value,
+    },
+    Succeeded {
+        step: String,
+        output: Value,
+    },
+    Failed {
+        step: String,
+        failure: Failure,
+    },
+    /// Whoever was asked says that it did not happen, and never will under this key.
+    NotDone {
+        step: String,
+    },
+    /// Whoever was asked could not say.
+    NotAnswered {
+        step: String,
+        failure: Failure,
+    },
+    Undone {
+        step: String,
+    },
+    UndoFailed {
+        step: String,
+        failure: Failure,
+    },
+    /// An event, with what each step that waits for such takes from it.
+    Event {
+        position: Position,
+        outputs: Vec<(String, Value)>,
+    },
+    /// Time passes.
+    Tick,
+    /// The process that ran it is gone. Attempts may have been under way.
+    Interrupted,
+    /// Something about it cannot be read or stored.
+    Broken {
+        step: Option<String>,
+        reason: String,
+    },
+    Retry {
+        reason: String,
+    },
+    Skip {
+        step: String,
+        reason: String,
+    },
+    Cancel {
+        reason: String,
+    },
+    Resolve {
+        outcome: Outcome,
+        reason: String,
+    },
+}
+
+/// What there is to do for a step, now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum What {
+    Run,
+    /// It may have happened: whoever knows is asked.
+    Ask,
+    Undo,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Effect {
+    pub(crate) step: &'static str,
+    pub(crate) what: What,
+    /// Which attempt this is, from 1.
+    pub(crate) attempt: u32,
+}
+
+/// Decides what becomes of an instance. An error is an operator's input that does not fit: nothing happens then.
+pub(crate) fn decide(
+    plan: &Plan,
+    state: &State,
+    input: Input,
+    now: DateTime<Utc>,
+) -> Result<(Vec<SagaEvent>, State), String> {
+    let mut turn = Turn { plan, state: state.clone(), now, events: vec![] };
+    turn.take(input)?;
+    turn.advance();
+    Ok((turn.events, turn.state))
+}
+
+/// What is to be done now.
+pub(crate) fn effects(plan: &Plan, state: &State, now: DateTime<Utc>) -> Vec<Effect> {
+    let undoing = match &state.phase {
+        Phase::Forward => false,
+        Phase::Undoing => true,
+        _ => return vec![],
+    };
+    let is_due = |step: &StepState| step.next_at.is_none_or(|at| at <= now);
+    let effect = |step: &StepState| {
+        let planned = plan.step(&step.name)?;
+        let what = match (step.progress, &planned.kind) {
+            (Progress::Undoing | Progress::UndoWaiting, _) if undoing => What::Undo,
+            (Progress::Undoing | Progress::UndoWaiting, _) | (_, Kind::Wait { .. }) => return None,
+            (_, Kind::Call { asks: true, .. }) if step.unknown > 0 => What::Ask,
+            _ => What::Run,
+        };
+        Some(Effect { step: planned.name, what, attempt: step.attempts + 1 })
+    };
+    state.current().filter(|step| is_due(step)).filter_map(effect).collect()
+}
+
+/// When there will be something to do that nothing but time brings.
+pub(crate) fn wakes_at(plan: &Plan, state: &State) -> Option<DateTime<Utc>> {
+    if !matches!(state.phase, Phase::Forward | Phase::Undoing) {
+        return None;
+    }
+    let wakes = |step: &StepState| {
+        let deadline = (state.phase == Phase::Forward && step.is_open() && !step.timed_out).then_some(step.deadline_at);
+        let waits = plan.step(&step.name).is_some_and(|planned| matches!(planned.kind, Kind::Wait { .. }));
+        if waits && step.is_open() { deadline } else { step.next_at.into_iter().chain(deadline).min() }
+    };
+    state.current().filter_map(wakes).min()
+}
+
+struct Turn<'p> {
+    plan: &'p Plan,
+    state: State,
+    now: DateTime<Utc>,
+    events: Vec<SagaEvent>,
+}
+
+impl<'p> Turn<'p> {
+    fn emit(&mut self, event: SagaEvent) {
+        self.state.apply(&event, self.now);
+        self.events.push(event);
+    }
+
+    fn stuck(&mut self, step: Option<&str>, reason: impl Into<String>) {
+        self.emit(SagaEvent::SagaStuck { step: step.map(Into::into), reason: reason.into() });
+    }
+
+    fn take(&mut self, input: Input) -> Result<(), String> {
+        match input {
+            Input::Start { definition, input } => {
+                if self.state.phase == Phase::Early {
+                    self.emit(SagaEvent::SagaStarted { definition, input });
+                }
+            }
+            Input::Succeeded { step, output } => {
+                let progress = self.state.step(&step).map(|step| step.progress);
+                use Progress::{Failed, Running, Skipped, Waiting};
+                if matches!(progress, Some(Running | Waiting | Failed | Skipped)) {
+                    self.emit(SagaEvent::StepCompleted { step, output });
+                }
+            }
+            Input::Failed { step, failure } => self.failed(&step, failure, None, true),
+            Input::NotDone { step } => {
+                let error = "whoever was asked says that it did not happen".into();
+                self.failed(
+                    &step,
+                    Failure { kind: FailureKind::Transient, error, retry_after: None },
+                    Some(false),
+                    true,
+                );
+            }
+            Input::NotAnswered { step, failure } => self.failed(&step, failure, Some(true), true),
+            Input::Undone { step } => {
+                let progress = self.state.step(&step).map(|step| step.progress);
+                if matches!(progress, Some(Progress::Undoing | Progress::UndoWaiting)) {
+                    self.emit(SagaEvent::StepUndone { step });
+                }
+            }
+            Input::UndoFailed { step, failure } => self.undo_failed(&step, failure, true),
+            Input::Event { position, outputs } => {
+                if !self.state.has_ended() && !self.state.has_received(position) {
+                    for (step, output) in outputs {
+                        self.emit(SagaEvent::EventReceived { step, position, output });
+                    }
+                }
+            }
+            Input::Tick => self.tick(),
+            Input::Interrupted => self.interrupted(),
+            Input::Broken { step, reason } => {
+                if !self.state.has_ended() {
+                    self.stuck(step.as_deref(), reason);
+                }
+            }
+            Input::Retry { reason } => {
+                let is_stuck = matches!(self.state.phase, Phase::Stuck { .. });
+                let waits = self.state.current().any(|step| step.next_at.is_some());
+                if !is_stuck && !waits {
+                    return Err(format!("{}: there is nothing to try again", self.place()));
+                }
+                self.emit(SagaEvent::SagaRetried { reason });
+            }
+            Input::Skip { step, reason } => {
+                let stuck_at = match &self.state.phase {
+                    Phase::Stuck { step, .. } => step.as_deref(),
+                    _ => None,
+                };
+                if self.state.has_ended()
+                    || (stuck_at != Some(&*step) && !self.state.current().any(|current| current.name == step))
+                {
+                    return Err(format!("{}, not at step {step:?}", self.place()));
+                }
+                self.emit(SagaEvent::StepSkipped { step, reason });
+            }
+            Input::Cancel { reason } => match self.state.phase {
+                Phase::Forward | Phase::Stuck { undoing: false, .. } => {
+                    self.emit(SagaEvent::SagaCancelled { reason: reason.clone() });
+                    self.begin_undo(None, reason);
+                }
+                _ => return Err(format!("{}: it cannot be cancelled", self.place())),
+            },
+            Input::Resolve { outcome, reason } => {
+                if self.state.has_ended() {
+                    return Err(format!("{}: there is nothing to resolve", self.place()));
+                }
+                self.emit(SagaEvent::SagaResolved { outcome, reason });
+            }
+        }
+        Ok(())
+    }
+
+    /// Where it stands, for somebody who wanted it elsewhere.
+    fn place(&self) -> String {
+        let at: Vec<&str> = self.state.current().map(|step| step.name.as_str()).collect();
+        match &self.state.phase {
+            Phase::Early => "it has not started".into(),
+            Phase::Forward => format!("it is at {}", at.join(", ")),
+            Phase::Undoing => format!("it is undoing, at {}", at.join(", ")),
+            Phase::Stuck { step: Some(step), .. } => format!("it is stuck at {step}"),
+            Phase::Stuck { step: None, .. } => "it is stuck".into(),
+            Phase::Completed => "it has completed".into(),
+            Phase::Compensated => "it has been undone".into(),
+            Phase::Resolved(_) => "it has been resolved".into(),
+        }
+    }
+
+    /// An attempt failed. `asked`: whoever was asked said no (`false`), or did not say (`true`).
+    fn failed(&mut self, name: &str, failure: Failure, asked: Option<bool>, waits: bool) {
+        let (Some(planned), Some(step)) = (self.plan.step(name), self.state.step(name)) else { return };
+        if !step.is_open() || matches!(planned.kind, Kind::Wait { .. }) {
+            return;
+        }
+        let Failure { mut kind, error, retry_after } = failure;
+        let unknown = match (asked, kind) {
+            (Some(still), _) => still,
+            (None, FailureKind::Business) => false,
+            (None, FailureKind::Transient) => step.unknown > 0,
+            (None, FailureKind::Unknown) => true,
+        };
+        // A no of whoever was asked is not the step's.
+        if asked == Some(true) && kind == FailureKind::Business {
+            kind = FailureKind::Unknown;
+        }
+        let attempt = step.attempts + 1;
+        // What may have happened has as many attempts of its own to find out.
+        let counted = if unknown { step.unknown + 1 } else { attempt };
+        let (started_at, deadline_at, timed_out) = (step.started_at, step.deadline_at, step.timed_out);
+        let delay = planned.retry.delay(counted, seed(name, attempt, self.now));
+        let delay = delay.map(|delay| if waits { delay.max(retry_after.unwrap_or_default()) } else { Duration::ZERO });
+        let mut next = delay.map(|delay| later(self.now, delay));
+        let mut lapsed = false;
+        if unknown {
+            if let Kind::Call { asks: false, key_life: Some(life) } = planned.kind {
+                let lives_until = later(started_at, life);
+                lapsed = next.is_some_and(|next| next >= lives_until);
+                next = next.filter(|_| !lapsed);
+            }
+        } else {
+            let goes_on = kind != FailureKind::Business && self.is_forward() && !timed_out;
+            next = next.filter(|next| goes_on && *next < deadline_at);
+        }
+        let step = name.to_owned();
+        let said = error.clone();
+        self.emit(SagaEvent::StepFailed { step, attempt, kind, error, unknown, next_attempt_at: next });
+        if unknown && next.is_none() {
+            let why =
+                if lapsed { "its key does not live any longer" } else { "there are no attempts left to find out" };
+            self.stuck(
+                Some(name),
+                format!(
+                    "it is not known whether {name} happened, and {why}: {said}. Look where it would have happened; then \
+                     retry, or skip the step if it is to be left as it is"
+                ),
+            );
+        }
+    }
+
+    fn undo_failed(&mut self, name: &str, failure: Failure, waits: bool) {
+        let (Some(planned), Some(step)) = (self.plan.step(name), self.state.step(name)) else { return };
+        if !matches!(step.progress, Progress::Undoing | Progress::UndoWaiting) {
+            return;
+        }
+        let Failure { kind, error, retry_after } = failure;
+        let attempt = step.attempts + 1;
+        let delay = planned.undo_retry.delay(attempt, seed(name, attempt, self.now));
+        let delay = delay.filter(|_| kind != FailureKind::Business);
+        let delay = delay.map(|delay| if waits { delay.max(retry_after.unwrap_or_default()) } else { Duration::ZERO });
+        let next_attempt_at = delay.map(|delay| later(self.now, delay));
+        let step = name.to_owned();
+        let said = error.clone();
+        self.emit(SagaEvent::UndoFailed { step, attempt, kind, error, next_attempt_at });
+        if next_attempt_at.is_none() {
+            let reason = format!(
+                "{name} could not be undone, after {attempt} attempts: {said}. Retry once what kept it is mended, or undo it by \
+                 hand and skip it"
+            );
+            self.stuck(Some(name), reason);
+        }
+    }
+
+    /// Time has passed: steps may be over.
+    fn tick(&mut self) {
+        if !self.is_forward() {
+            return;
+        }
+        let over = |step: &&StepState| step.is_open() && !step.timed_out && step.deadline_at <= self.now;
+        let over: Vec<(String, bool)> = self
+            .state
+            .steps
+            .iter()
+            .filter(over)
+            .map(|step| (step.name.clone(), step.progress == Progress::Running || step.unknown > 0))
+            .collect();
+        for (step, open) in over {
+            let kind = self.plan.step(&step).map(|planned| &planned.kind);
+            let Some(Kind::Wait { or_else }) = kind else {
+                self.emit(SagaEvent::StepTimedOut { step, under_way: open });
+                continue;
+            };
+            let output = or_else.as_ref().map(|or_else| or_else(&self.state));
+            match output {
+                None => self.emit(SagaEvent::StepTimedOut { step, under_way: false }),
+                Some(Ok(output)) => {
+                    self.emit(SagaEvent::StepTimedOut { step: step.clone(), under_way: true });
+                    self.emit(SagaEvent::StepCompleted { step, output });
+                }
+                Some(Err(error)) => self.stuck(Some(&step), error),
+            }
+        }
+    }
+
+    /// Whatever was under way may have happened.
+    fn interrupted(&mut self) {
+        let now = self.now;
+        let under_way = |step: &&StepState| step.next_at.is_none_or(|at| at <= now);
+        let steps: Vec<(String, Progress)> =
+            self.state.current().filter(under_way).map(|step| (step.name.clone(), step.progress)).collect();
+        for (step, progress) in steps {
+            let Some(planned) = self.plan.step(&step) else { continue };
+            let commits = matches!(planned.kind, Kind::Command);
+            let kind = if commits { FailureKind::Transient } else { FailureKind::Unknown };
+            let error = "the process that ran it has ended".into();
+            let failure = Failure { kind, error, retry_after: None };
+            match progress {
+                Progress::Undoing | Progress::UndoWaiting => self.undo_failed(&step, failure, false),
+                _ => self.failed(&step, failure, None, false),
+            }
+        }
+    }
+
+    fn is_forward(&self) -> bool {
+        matches!(self.state.phase, Phase::Forward | Phase::Stuck { undoing: false, .. })
+    }
+
+    fn begin_undo(&mut self, step: Option<String>, reason: String) {
+        let waits = |name: &str| self.plan.step(name).is_some_and(|planned| matches!(planned.kind, Kind::Wait { .. }));
+        let abandoned = |step: &&StepState| {
+            step.is_open() && (waits(&step.name) || (step.progress == Progress::Waiting && step.unknown == 0))
+        };
+        let abandoned = self.state.steps.iter().filter(abandoned).map(|step| step.name.clone()).collect();
+        self.emit(SagaEvent::UndoBegan { step, reason, abandoned });
+    }
+
+    /// Goes as far as nothing has to be done outside.
+    fn advance(&mut self) {
+        loop {
+            let moved = match self.state.phase {
+                Phase::Forward => self.advance_forward(),
+                Phase::Undoing => self.advance_undo(),
+                _ => false,
+            };
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn advance_forward(&mut self) -> bool {
+        let given_up = |step: &&StepState| step.progress == Progress::Failed || (step.timed_out && step.is_open());
+        if let Some(step) = self.state.steps.iter().find(given_up) {
+            let (name, error) = (step.name.clone(), step.last_error.clone());
+            let reason = match (step.timed_out, error) {
+                (true, Some(error)) => format!("{name} did not succeed in its time: {error}"),
+                (true, None) => format!("{name} did not succeed in its time"),
+                (false, Some(error)) => format!("{name}: {error}"),
+                (false, None) => format!("{name} failed"),
+            };
+            self.begin_undo(Some(name), reason);
+            return true;
+        }
+        // What came for a step that waits ends it.
+        let waits = |step: &&StepState| {
+            step.progress == Progress::Running
+                && step.kept.is_some()
+                && self.plan.step(&step.name).is_some_and(|planned| matches!(planned.kind, Kind::Wait { .. }))
+        };
+        if let Some(step) = self.state.steps.iter().find(waits) {
+            let (step, output) = (step.name.clone(), step.kept.clone().unwrap_or_default());
+            self.emit(SagaEvent::StepCompleted { step, output });
+            return true;
+        }
+        let nth = match self.stage() {
+            Ok(nth) => nth,
+            Err(step) => {
+                let reason = format!(
+                    "step {step}, which it is at, is not in version {} of the saga as this build has it: bring the step back, \
+                     and retry; or skip it, once it is known what became of it",
+                    self.state.definition
+                );
+                self.stuck(Some(&step), reason);
+                return true;
+            }
+        };
+        let Some(stage) = self.plan.stages.get(nth) else {
+            self.emit(SagaEvent::SagaCompleted);
+            return true;
+        };
+        let ahead =
+            |planned: &&Planned| self.state.step(planned.name).is_none_or(|step| step.progress == Progress::Ahead);
+        let Some(planned) = stage.iter().find(ahead) else { return false };
+        self.start(planned);
+        true
+    }
+
+    fn start(&mut self, planned: &'p Planned) {
+        let step = planned.name.to_owned();
+        match planned.when.as_ref().map(|when| when(&self.state)) {
+            Some(Err(error)) => return self.stuck(Some(planned.name), error),
+            Some(Ok(false)) => {
+                let reason = "its condition does not hold".into();
+                return self.emit(SagaEvent::StepSkipped { step, reason });
+            }
+            Some(Ok(true)) | None => {}
+        }
+        let deadline_at = match planned.until.as_ref().map(|until| until(&self.state)) {
+            Some(Err(error)) => return self.stuck(Some(planned.name), error),
+            Some(Ok(at)) => at,
+            None => later(self.now, planned.timeout),
+        };
+        self.emit(SagaEvent::StepStarted { step, deadline_at });
+    }
+
+    /// Which stage it is at; or the step that it is at and that is not there.
+    ///
+    /// Steps are found by name. Those that a newer build has put before the latest that began are not caught up with.
+    fn stage(&self) -> Result<usize, String> {
+        let begun = self.state.steps.iter().filter(|step| step.begun > 0);
+        if let Some(open) = begun.clone().find(|step| step.is_open() && self.plan.step(&step.name).is_none()) {
+            return Err(open.name.clone());
+        }
+        // One that is gone, and was left out for that, does not count.
+        let counts = |step: &&StepState| step.progress != Progress::Skipped || self.plan.step(&step.name).is_some();
+        let Some(latest) = begun.filter(counts).max_by_key(|step| step.begun) else { return Ok(0) };
+        let nth = self.plan.stage_of(&latest.name).ok_or_else(|| latest.name.clone())?;
+        let is_done = |planned: &Planned| {
+            let progress = self.state.step(planned.name).map(|step| step.progress);
+            matches!(progress, Some(Progress::Completed | Progress::Skipped | Progress::Undone))
+        };
+        Ok(if self.plan.stages[nth].iter().all(is_done) { nth + 1 } else { nth })
+    }
+
+    fn advance_undo(&mut self) -> bool {
+        let plan = self.plan;
+        let known = |step: &StepState| plan.step(&step.name).is_some();
+        let lost = self.state.current().find(|step| !known(step)).map(|step| step.name.clone());
+        if let Some(step) = lost {
+            let reason = format!(
+                "step {step}, which it is at, is not in version {} of the saga as this build has it: bring the step back, and \
+                 retry; or skip it, once it is known what became of it",
+                self.state.definition
+            );
+            self.stuck(Some(&step), reason);
+            return true;
+        }
+        if self.state.current().next().is_some() {
+            return false;
+        }
+        let done = self.state.steps.iter().filter(|step| step.progress == Progress::Completed);
+        let undone = |step: &&StepState| plan.step(&step.name).is_none_or(|planned| planned.has_undo);
+        let Some(step) = done.filter(undone).max_by_key(|step| step.completed) else {
+            self.emit(SagaEvent::SagaCompensated { reason: self.state.reason.clone() });
+            return true;
+        };
+        let name = step.name.clone();
+        if known(step) {
+            self.emit(SagaEvent::UndoStarted { step: name });
+        } else {
+            let reason = format!(
+                "{name} is done and is not in version {} of the saga as this build has it, so nothing says how it is undone: \
+                 bring the step back, and retry; or undo it by hand, and skip it",
+                self.state.definition
+            );
+            self.stuck(Some(&name), reason);
+        }
+        true
+    }
+}
+
+/// Something to shorten a delay by that is not the same for all.
+fn seed(step: &str, attempt: u32, now: DateTime<Utc>) -> u64 {
+    let text = step.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+    text.wrapping_add(u64::from(attempt)).wrapping_add(now.timestamp_micros().unsigned_abs()).wrapping_mul(0x9E37_79B9)
+        >> 16
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,544 @@
+use std::{convert::Infallible, time::Duration};
+
+use chrono::{DateTime, Utc};
+use proptest::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Failure, Input, Phase, Plan, Progress, State, What, decide, effects, wakes_at};
+use crate::{
+    Event, FailureKind, Id, Outcome, Recorded, RetryPolicy, Saga, SagaEvent, StepError, Steps,
+    saga::state::later,
+    testing::{GivenSaga, given_saga, recorded},
+};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+enum TripEvent {
+    Booked { nights: u32 },
+    Paid { cents: i64 },
+    CalledOff,
+}
+
+impl Event for TripEvent {}
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+
+async fn done<T>(value: T) -> Result<T, StepError> {
+    Ok(value)
+}
+
+/// Two bookings at once, a payment that comes as an event, a ticket.
+struct Trip;
+
+impl Saga for Trip {
+    const NAME: &'static str = "trip";
+    type Event = TripEvent;
+    type Input = u32;
+
+    fn start(event: &Recorded<TripEvent>) -> Option<(Id, u32)> {
+        match event.event {
+            TripEvent::Booked { nights } => Some((event.stream.id().into(), nights)),
+            _ => None,
+        }
+    }
+
+    fn route(event: &Recorded<TripEvent>) -> Option<Id> {
+        Some(event.stream.id().into())
+    }
+
+    fn cancel(event: &Recorded<TripEvent>) -> Option<(Id, String)> {
+        let called_off = event.event == TripEvent::CalledOff;
+        called_off.then(|| (event.stream.id().into(), "the guest called it off".into()))
+    }
+
+    fn steps(steps: Steps<Self>) -> Steps<Self> {
+        steps
+            .at_once(|steps| {
+                steps
+                    .step("hotel", |cx| done(*cx.input))
+                    .undo(|_, _: u32| done(()))
+                    .retry(RetryPolicy::new(3, SECOND))
+                    .step("flight", |_| done("F1".to_owned()))
+                    .undo(|_, _: String| done(()))
+                    .ask(|_| done(None))
+                    .undo_retry(RetryPolicy::new(2, SECOND))
+                    .timeout(MINUTE)
+            })
+            .wait("payment", |event| match event.event {
+                TripEvent::Paid { cents } => Some(cents),
+                _ => None,
+            })
+            .timeout(10 * MINUTE)
+            .undo(|_, _: i64| done(()))
+            .step("upgrade", |_| done(()))
+            .when(|facts| facts.output::<i64>("payment").is_ok_and(|cents| cents > 10_000))
+            .sleep("pause", MINUTE)
+            .step("ticket", |_| done(()))
+            .key_life(45 * SECOND)
+            .retry(RetryPolicy::new(3, 20 * SECOND))
+            .end()
+    }
+}
+
+#[track_caller]
+fn booked() -> GivenSaga<Trip> {
+    given_saga([recorded("trip-1", TripEvent::Booked { nights: 3 })])
+}
+
+#[track_caller]
+fn paid(trip: GivenSaga<Trip>, cents: i64) -> GivenSaga<Trip> {
+    trip.when([recorded("trip-1", TripEvent::Paid { cents })])
+}
+
+#[track_caller]
+fn at_ticket() -> GivenSaga<Trip> {
+    let trip = booked().succeeds("hotel", 3).succeeds("flight", "F1");
+    paid(trip, 500).then_skipped("upgrade").then_waits(Some(MINUTE)).passes(MINUTE).then_runs(["ticket"])
+}
+
+#[test]
+fn steps_run_in_order_and_those_of_a_stage_at_once() {
+    let trip =
+        booked().then_runs(["hotel", "flight"]).succeeds("flight", "F1").then_runs(["hotel"]).succeeds("hotel", 3);
+    paid(trip.then_runs([]), 20_000)
+        .then_runs(["upgrade"])
+        .succeeds("upgrade", ())
+        .then_runs([])
+        .passes(MINUTE)
+        .then_runs(["ticket"])
+        .succeeds("ticket", ())
+        .then_completed();
+}
+
+#[test]
+fn a_completion_and_the_next_beginning_are_decided_together() {
+    let trip = booked().succeeds("hotel", 3);
+    let before = trip.history().len();
+    let trip = trip.succeeds("flight", "F1");
+
+    let names: Vec<&str> = trip.history()[before..].iter().map(name).collect();
+    assert_eq!(names, ["StepCompleted flight", "StepStarted payment"]);
+}
+
+fn name(event: &SagaEvent) -> &'static str {
+    match event {
+        SagaEvent::StepCompleted { step, .. } if step == "flight" => "StepCompleted flight",
+        SagaEvent::StepStarted { step, .. } if step == "payment" => "StepStarted payment",
+        _ => "another",
+    }
+}
+
+#[test]
+fn a_business_failure_undoes_in_reverse_order_of_completion() {
+    at_ticket()
+        .fails("ticket", StepError::business("sold out"))
+        .then_undoes("payment")
+        .undone("payment")
+        .then_undoes("flight")
+        .undone("flight")
+        .then_undoes("hotel")
+        .undone("hotel")
+        .then_compensated()
+        .then_undone(["payment", "flight", "hotel"]);
+    booked()
+        .succeeds("flight", "F1")
+        .succeeds("hotel", 3)
+        .cancelled("no")
+        .then_undoes("hotel")
+        .undone("hotel")
+        .undone("flight")
+        .then_undone(["hotel", "flight"]);
+}
+
+#[test]
+fn a_transient_failure_is_tried_again_with_longer_pauses_until_the_policy_ends() {
+    booked()
+        .succeeds("flight", "F1")
+        .fails("hotel", StepError::transient("busy"))
+        .then_waits(Some(SECOND))
+        .passes(SECOND)
+        .then_runs(["hotel"])
+        .fails("hotel", StepError::transient("busy"))
+        .then_waits(Some(2 * SECOND))
+        .passes(2 * SECOND)
+        .fails("hotel", StepError::transient("busy"))
+        .then_undoes("flight");
+    booked()
+        .succeeds("flight", "F1")
+        .fails("hotel", StepError::transient("busy").retry_after(30 * SECOND))
+        .passes(29 * SECOND)
+        .then_runs([])
+        .passes(SECOND)
+        .then_runs(["hotel"]);
+}
+
+#[test]
+fn what_is_not_known_is_asked_before_anything_else() {
+    let unknown = || StepError::unknown("no answer");
+    let trip = || booked().succeeds("hotel", 3).fails("flight", unknown()).passes(SECOND);
+    trip().then_asks("flight").answers("flight", Some("F7")).then_runs([]).cancelled("no").then_undoes("flight");
+    trip().answers::<String>("flight", None).passes(2 * SECOND).then_runs(["flight"]);
+    // Undoing waits for it, too.
+    let cancelled = || trip().cancelled("no").then_asks("flight");
+    cancelled().answers("flight", Some("F7")).then_undoes("flight");
+    cancelled().answers::<String>("flight", None).then_undoes("hotel").undone("hotel").then_compensated();
+    // Whoever cannot be asked says nothing of the step.
+    let silent = cancelled().does_not_answer("flight", StepError::business("who are you?"));
+    silent.then_undone([]).passes(2 * SECOND).then_asks("flight");
+}
+
+#[test]
+fn nothing_is_repeated_under_a_key_that_does_not_live_any_more() {
+    let unknown = || StepError::unknown("no answer");
+    at_ticket()
+        .fails("ticket", unknown())
+        .passes(20 * SECOND)
+        .then_runs(["ticket"])
+        .fails("ticket", unknown())
+        .then_stuck("ticket")
+        .succeeds("ticket", ())
+        .then_completed();
+    // A later no that is certain is a no.
+    let trip = at_ticket().fails("ticket", unknown()).passes(20 * SECOND);
+    trip.fails("ticket", StepError::business("sold out")).then_undoes("payment");
+}
+
+#[test]
+fn an_attempt_that_nothing_is_known_of_stays_unknown_after_one_that_did_not_get_through() {
+    let trip = booked().succeeds("hotel", 3).fails("flight", StepError::unknown("no answer")).passes(SECOND);
+    trip.does_not_answer("flight", StepError::transient("down")).passes(2 * SECOND).then_asks("flight");
+    let trip = at_ticket().fails("ticket", StepError::unknown("no answer")).passes(20 * SECOND);
+    trip.fails("ticket", StepError::transient("down")).then_stuck("ticket");
+}
+
+#[test]
+fn a_success_that_comes_late_is_undone() {
+    // After its time.
+    let late = booked().succeeds("hotel", 3).passes(MINUTE);
+    late.then_runs(["flight"]).succeeds("flight", "F1").then_undoes("flight").undone("flight").then_undoes("hotel");
+    // After all else is undone.
+    let over = booked().succeeds("hotel", 3).passes(MINUTE).fails("flight", StepError::transient("down"));
+    over.undone("hotel")
+        .then_compensated()
+        .succeeds("flight", "F1")
+        .then_undoes("flight")
+        .undone("flight")
+        .then_compensated();
+    // A second time, it says nothing new.
+    let trip = booked().succeeds("hotel", 3);
+    let before = trip.history().len();
+    assert_eq!(trip.succeeds("hotel", 3).history().len(), before);
+}
+
+#[test]
+fn an_event_that_comes_early_is_kept_for_its_step() {
+    paid(booked(), 500).succeeds("hotel", 3).succeeds("flight", "F1").then_skipped("upgrade");
+    let trip = booked().succeeds("hotel", 3).succeeds("flight", "F1");
+    paid(trip, 500).then_waits(Some(MINUTE));
+}
+
+#[test]
+fn an_event_that_does_not_come_in_time_fails_its_step() {
+    let trip = booked().succeeds("hotel", 3).succeeds("flight", "F1").passes(10 * MINUTE);
+    // What comes then changes nothing.
+    paid(trip.then_undoes("flight"), 500).undone("flight").undone("hotel").then_compensated();
+}
+
+#[test]
+fn an_event_calls_off_what_is_under_way() {
+    booked()
+        .when([recorded("trip-1", TripEvent::CalledOff)])
+        .then_runs(["hotel", "flight"])
+        .succeeds("hotel", 3)
+        .then_undone([])
+        .fails("flight", StepError::transient("down"))
+        .then_undoes("hotel")
+        .undone("hotel")
+        .then_compensated();
+}
+
+#[test]
+fn an_undo_that_fails_for_good_is_stuck_until_an_operator_helps() {
+    let stuck = || {
+        let trip = booked().succeeds("flight", "F1").succeeds("hotel", 3).cancelled("no").undone("hotel");
+        let trip = trip.undo_fails("flight", StepError::transient("down")).then_waits(Some(SECOND)).passes(SECOND);
+        trip.then_undoes("flight")
+            .undo_fails("flight", StepError::transient("down"))
+            .then_stuck("flight")
+            .then_waits(None)
+    };
+    stuck().retried("it is up again").then_undoes("flight").undone("flight").then_compensated();
+    stuck().skipped("flight", "undone by hand").then_compensated();
+    stuck().resolved(Outcome::Completed, "the guest travels").then_resolved(Outcome::Completed);
+}
+
+#[test]
+fn what_was_under_way_when_its_process_ended_may_have_happened() {
+    let trip = booked().succeeds("hotel", 3).is_interrupted();
+    trip.then_asks("flight").answers::<String>("flight", None).passes(SECOND).then_runs(["flight"]);
+    let trip = booked().succeeds("flight", "F1").is_interrupted().then_runs(["hotel"]);
+    trip.is_interrupted().is_interrupted().then_stuck("hotel").then_waits(None);
+}
+
+#[test]
+fn an_operator_is_told_where_it_is_when_what_was_asked_does_not_fit() {
+    let mut state = State::default();
+    let steps = Steps::<Trip>::of_saga();
+    let tell = |state: &State, input| decide(&steps.plan, state, input, DateTime::UNIX_EPOCH);
+    let reason = String::from("because");
+    let refused = |state: &State, input| tell(state, input).unwrap_err();
+    assert_eq!(refused(&state, Input::Cancel { reason: reason.clone() }), "it has not started: it cannot be cancelled");
+    (_, state) = tell(&state, Input::Start { definition: 1, input: json!(3) }).unwrap();
+    let skip = Input::Skip { step: "ticket".into(), reason: reason.clone() };
+    assert_eq!(refused(&state, skip), "it is at hotel, flight, not at step \"ticket\"");
+    assert_eq!(
+        refused(&state, Input::Retry { reason: reason.clone() }),
+        "it is at hotel, flight: there is nothing to try again"
+    );
+    (_, state) = tell(&state, Input::Resolve { outcome: Outcome::Completed, reason: reason.clone() }).unwrap();
+    let again = Input::Resolve { outcome: Outcome::Completed, reason };
+    assert_eq!(refused(&state, again), "it has been resolved: there is nothing to resolve");
+}
+
+#[test]
+fn what_cannot_be_read_is_stuck_and_not_lost() {
+    let steps = Steps::<Trip>::of_saga();
+    let now = DateTime::UNIX_EPOCH;
+    let start = Input::Start { definition: 1, input: json!({ "nights": 3 }) };
+    let (_, mut state) = decide(&steps.plan, &State::default(), start, now).unwrap();
+    for (step, output) in [("hotel", json!(3)), ("flight", json!("F1"))] {
+        let told = Input::Succeeded { step: step.into(), output };
+        (_, state) = decide(&steps.plan, &state, told, now).unwrap();
+    }
+    let outputs = vec![("payment".to_owned(), json!(1))];
+    let told = Input::Event { position: crate::Position::new(9), outputs };
+    (_, state) = decide(&steps.plan, &state, told, now).unwrap();
+
+    let Phase::Stuck { step, reason, .. } = &state.phase else { panic!("{state:?}") };
+    assert_eq!(step.as_deref(), Some("upgrade"));
+    assert!(reason.starts_with("what trip was started with cannot be read by this build: "), "{reason}");
+}
+
+/// The steps of `Trip` without some.
+fn without(gone: &[&str]) -> Plan {
+    let mut plan = Steps::<Trip>::of_saga().plan;
+    plan.stages.iter_mut().for_each(|stage| stage.retain(|step| !gone.contains(&step.name)));
+    plan.stages.retain(|stage| !stage.is_empty());
+    plan
+}
+
+#[test]
+fn steps_are_found_by_name_when_the_code_has_changed() {
+    let now = DateTime::UNIX_EPOCH;
+    let tell = |plan: &Plan, state: &State, input| decide(plan, state, input, now).unwrap().1;
+    let plan = without(&[]);
+    let state = tell(&plan, &State::default(), Input::Start { definition: 1, input: json!(3) });
+    let state = tell(&plan, &state, Input::Succeeded { step: "hotel".into(), output: json!(3) });
+    let to_do = |plan: &Plan, state: &State| -> Vec<(&str, What)> {
+        effects(plan, state, now)
+            .iter()
+            .map(|effect| (effect.step, effect.what))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .collect()
+    };
+
+    // A step that is done may go, and comes to mind when it is to be undone.
+    let less = without(&["hotel"]);
+    let on = tell(&less, &state, Input::Succeeded { step: "flight".into(), output: json!("F1") });
+    assert_eq!(on.current().map(|step| step.name.as_str()).collect::<Vec<_>>(), ["payment"]);
+    let back = tell(&less, &on, Input::Cancel { reason: "no".into() });
+    let back = tell(&less, &back, Input::Undone { step: "flight".into() });
+    assert!(matches!(&back.phase, Phase::Stuck { step: Some(step), undoing: true, .. } if step == "hotel"), "{back:?}");
+    let again = tell(&plan, &back, Input::Retry { reason: "it is back".into() });
+    assert_eq!(to_do(&plan, &again), [("hotel", What::Undo)]);
+    let skipped = tell(&less, &back, Input::Skip { step: "hotel".into(), reason: "by hand".into() });
+    assert_eq!(skipped.phase, Phase::Compensated);
+
+    // The step that it is at may not.
+    let lost = without(&["flight"]);
+    let stuck = tell(&lost, &state, Input::Tick);
+    assert!(
+        matches!(&stuck.phase, Phase::Stuck { step: Some(step), undoing: false, .. } if step == "flight"),
+        "{stuck:?}"
+    );
+    let again = tell(&lost, &stuck, Input::Retry { reason: "again".into() });
+    assert!(matches!(&again.phase, Phase::Stuck { .. }), "{again:?}");
+    let skipped = tell(&lost, &stuck, Input::Skip { step: "flight".into(), reason: "they walk".into() });
+    assert_eq!(skipped.current().map(|step| step.name.as_str()).collect::<Vec<_>>(), ["payment"]);
+    let back = tell(&plan, &stuck, Input::Retry { reason: "it is back".into() });
+    assert_eq!(to_do(&plan, &back), [("flight", What::Run)]);
+}
+
+fn failure() -> impl Strategy<Value = Failure> {
+    let kind = prop_oneof![Just(FailureKind::Business), Just(FailureKind::Transient), Just(FailureKind::Unknown)];
+    kind.prop_map(|kind| Failure { kind, error: "it fails".into(), retry_after: None })
+}
+
+/// What may happen to a step that is under way, or to none.
+#[derive(Debug, Clone)]
+enum Chance {
+    Succeeds,
+    Fails(Failure),
+    NotDone,
+    Late(usize),
+    Paid,
+    Passes(u64),
+    Interrupted,
+    Cancelled,
+    Retried,
+    Skipped,
+}
+
+fn chance() -> impl Strategy<Value = Chance> {
+    prop_oneof![
+        8 => Just(Chance::Succeeds),
+        4 => failure().prop_map(Chance::Fails),
+        1 => Just(Chance::NotDone),
+        1 => (0..6_usize).prop_map(Chance::Late),
+        2 => Just(Chance::Paid),
+        3 => (0..900_u64).prop_map(Chance::Passes),
+        1 => Just(Chance::Interrupted),
+        1 => Just(Chance::Cancelled),
+        1 => Just(Chance::Retried),
+        1 => Just(Chance::Skipped),
+    ]
+}
+
+/// The world outside: what each step really did there.
+#[derive(Default)]
+struct World {
+    hotel: bool,
+    flight: bool,
+    payment: bool,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+    #[test]
+    fn whatever_happens_it_ends_goes_on_or_is_stuck(chances in prop::collection::vec((chance(), any::<prop::sample::Index>()), 1..60)) {
+        let plan = Steps::<Trip>::of_saga().plan;
+        let mut now = DateTime::UNIX_EPOCH;
+        let mut history: Vec<(SagaEvent, DateTime<Utc>)> = vec![];
+        let mut state = State::default();
+        let mut skipped = false;
+        let mut inputs = vec![Input::Start { definition: 1, input: json!(3) }];
+        let names: Vec<&str> = plan.steps().map(|step| step.name).collect();
+        for (chance, index) in chances {
+            let doing = effects(&plan, &state, now);
+            let at = (!doing.is_empty()).then(|| index.get(&doing).clone());
+            let step = at.as_ref().map(|at| at.step.to_owned());
+            let output = |name: &str| match name { "hotel" => json!(3), "flight" => json!("F1"), "payment" => json!(500), _ => Value::Null };
+            let input = match (chance, at.map(|at| at.what), step) {
+                (Chance::Succeeds, Some(What::Undo), Some(step)) => Input::Undone { step },
+                (Chance::Succeeds, Some(_), Some(step)) => Input::Succeeded { output: output(&step), step },
+                (Chance::Fails(failure), Some(What::Undo), Some(step)) => Input::UndoFailed { step, failure },
+                (Chance::Fails(failure), Some(What::Ask), Some(step)) => Input::NotAnswered { step, failure },
+                (Chance::Fails(failure), Some(What::Run), Some(step)) => Input::Failed { step, failure },
+                (Chance::NotDone, Some(What::Ask), Some(step)) => Input::NotDone { step },
+                (Chance::Late(nth), ..) if names[nth] != "payment" && names[nth] != "pause" =>
+                    Input::Succeeded { step: names[nth].into(), output: output(names[nth]) },
+                (Chance::Paid, ..) => Input::Event {
+                    position: crate::Position::new(7), outputs: vec![("payment".into(), json!(500))],
+                },
+                (Chance::Passes(seconds), ..) => { now = later(now, Duration::from_secs(seconds)); Input::Tick }
+                (Chance::Interrupted, ..) => Input::Interrupted,
+                (Chance::Cancelled, ..) => Input::Cancel { reason: "no".into() },
+                (Chance::Retried, ..) => Input::Retry { reason: "again".into() },
+                (Chance::Skipped, _, Some(step)) => Input::Skip { step, reason: "by hand".into() },
+                _ => Input::Tick,
+            };
+            inputs.push(input);
+            for input in inputs.drain(..) {
+                let is_skip = matches!(input, Input::Skip { .. });
+                let Ok((events, decided)) = decide(&plan, &state, input, now) else { continue };
+                skipped |= is_skip;
+                for event in events {
+                    let was = state.clone();
+                    state.apply(&event, now);
+                    if let SagaEvent::UndoStarted { step } = &event {
+                        prop_assert!(!was.steps.iter().any(|step| step.is_open()), "undone while something is open: {was:?}");
+                        let done = was.steps.iter().filter(|step| step.progress == Progress::Completed);
+                        let undoable = done.filter(|step| plan.step(&step.name).is_some_and(|planned| planned.has_undo));
+                        let latest = undoable.max_by_key(|step| step.completed);
+                        prop_assert_eq!(latest.map(|step| &step.name), Some(step));
+                    }
+                    history.push((event, now));
+                }
+                prop_assert_eq!(&state, &decided);
+            }
+            let folded = history.iter().fold(State::default(), |mut state, (event, at)| { state.apply(event, *at); state });
+            prop_assert_eq!(&folded, &state);
+
+            // Every instance ends, has something to do, will have by time, waits for an event that has a deadline, or is stuck.
+            let goes_on = !effects(&plan, &state, now).is_empty() || wakes_at(&plan, &state).is_some();
+            let is_stuck = matches!(state.phase, Phase::Stuck { .. });
+            prop_assert!(state.has_ended() || is_stuck || goes_on, "{:?}", state);
+            // What ended undone has nothing left that happened; an operator may have said otherwise.
+            if state.phase == Phase::Compensated && !skipped {
+                let mut world = World::default();
+                for (event, _) in &history {
+                    let (step, is_done) = match event {
+                        SagaEvent::StepCompleted { step, .. } => (step, true),
+                        SagaEvent::StepUndone { step } => (step, false),
+                        _ => continue,
+                    };
+                    match &**step {
+                        "hotel" => world.hotel = is_done,
+                        "flight" => world.flight = is_done,
+                        "payment" => world.payment = is_done,
+                        _ => {}
+                    }
+                }
+                prop_assert!(!world.hotel && !world.flight && !world.payment);
+                prop_assert!(state.steps.iter().all(|step| step.unknown == 0), "{:?}", state);
+            }
+        }
+    }
+
+    /// 10,000 times in all: whichever comes first, the step is done and undone, or done.
+    #[test]
+    fn a_time_out_and_a_success_in_the_same_instant_are_decided_by_their_order(times in prop::collection::vec(any::<bool>(), 40)) {
+        let plan = Steps::<Trip>::of_saga().plan;
+        for success_first in times {
+            let mut now = DateTime::UNIX_EPOCH;
+            let tell = |state: &State, input, now| decide(&plan, state, input, now).map(|(_, state)| state);
+            let mut state = tell(&State::default(), Input::Start { definition: 1, input: json!(3) }, now).unwrap();
+            state = tell(&state, Input::Succeeded { step: "hotel".into(), output: json!(3) }, now).unwrap();
+            now = later(now, MINUTE);
+            let success = Input::Succeeded { step: "flight".into(), output: json!("F1") };
+            let inputs = if success_first { [success, Input::Tick] } else { [Input::Tick, success] };
+            for input in inputs {
+                state = tell(&state, input, now).unwrap();
+            }
+            let doing: Vec<(&str, What)> = effects(&plan, &state, now).iter().map(|effect| (effect.step, effect.what)).collect();
+            if success_first {
+                prop_assert_eq!(&state.phase, &Phase::Forward);
+                prop_assert!(doing.is_empty());
+            } else {
+                prop_assert_eq!(doing, vec![("flight", What::Undo)]);
+            }
+        }
+    }
+}
+
+#[test]
+fn delays_double_up_to_the_longest_and_are_shortened_by_a_quarter_at_most() {
+    let policy = RetryPolicy { attempts: 5, first_delay: SECOND, longest_delay: 3 * SECOND };
+    let delays: Vec<_> = (1..=5).map(|attempt| policy.delay(attempt, 0)).collect();
+    assert_eq!(delays, [Some(SECOND), Some(2 * SECOND), Some(3 * SECOND), Some(3 * SECOND), None]);
+    for seed in 0..1_000 {
+        let delay = policy.delay(1, seed).unwrap();
+        assert!(delay <= SECOND && delay >= SECOND * 3 / 4, "{delay:?}");
+    }
+}
+
+#[test]
+fn a_refusal_of_an_aggregate_is_a_business_failure_and_a_full_queue_is_not() {
+    let of = |error: crate::ExecuteError<Infallible>| StepError::from(error).kind();
+    assert_eq!(of(crate::ExecuteError::Store(crate::StoreError::Closed)), FailureKind::Transient);
+    let invalid = crate::InvalidInput::Other("no".into());
+    assert_eq!(of(crate::ExecuteError::Store(invalid.into())), FailureKind::Business);
+}

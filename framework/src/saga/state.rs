@@ -1,0 +1,262 @@
+//! Where an instance stands, from its events.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::Value;
+
+use super::event::{Outcome, SagaEvent};
+use crate::Position;
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Phase {
+    /// It has not started: an event came before the one that starts it.
+    Early,
+    Forward,
+    Undoing,
+    Stuck {
+        /// Whether it was undoing.
+        undoing: bool,
+        step: Option<String>,
+        reason: String,
+    },
+    Completed,
+    Compensated,
+    Resolved(Outcome),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// Not begun.
+    Ahead,
+    /// An attempt may be under way; or it waits for its event.
+    Running,
+    /// It is tried again at `next_at`.
+    Waiting,
+    /// It has not happened, and is given up.
+    Failed,
+    Completed,
+    Skipped,
+    Undoing,
+    UndoWaiting,
+    Undone,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct StepState {
+    pub(crate) name: String,
+    pub(crate) progress: Progress,
+    /// Which of the instance's steps began at this number, and which completed.
+    pub(crate) begun: u32,
+    pub(crate) completed: u32,
+    pub(crate) started_at: DateTime<Utc>,
+    pub(crate) deadline_at: DateTime<Utc>,
+    pub(crate) timed_out: bool,
+    /// Failed attempts; of the undo, once that began.
+    pub(crate) attempts: u32,
+    /// Whether it may have happened, and how many attempts ago that was first so.
+    pub(crate) unknown: u32,
+    pub(crate) next_at: Option<DateTime<Utc>>,
+    pub(crate) last_error: Option<String>,
+    pub(crate) output: Option<Value>,
+    /// What came for it before it began.
+    pub(crate) kept: Option<Value>,
+}
+
+impl StepState {
+    fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            progress: Progress::Ahead,
+            begun: 0,
+            completed: 0,
+            started_at: DateTime::UNIX_EPOCH,
+            deadline_at: DateTime::UNIX_EPOCH,
+            timed_out: false,
+            attempts: 0,
+            unknown: 0,
+            next_at: None,
+            last_error: None,
+            output: None,
+            kept: None,
+        }
+    }
+
+    /// Whether it may yet succeed by itself.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.progress, Progress::Running | Progress::Waiting)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct State {
+    pub(crate) phase: Phase,
+    pub(crate) definition: u32,
+    pub(crate) input: Value,
+    pub(crate) steps: Vec<StepState>,
+    /// Why it undoes.
+    pub(crate) reason: String,
+    /// The events that it was given.
+    received: Vec<Position>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Early,
+            definition: 0,
+            input: Value::Null,
+            steps: vec![],
+            reason: String::new(),
+            received: vec![],
+        }
+    }
+}
+
+impl State {
+    pub(crate) fn step(&self, name: &str) -> Option<&StepState> {
+        self.steps.iter().find(|step| step.name == name)
+    }
+
+    /// What a step came to, whatever became of it later.
+    pub(crate) fn output(&self, name: &str) -> Option<&Value> {
+        self.step(name)?.output.as_ref()
+    }
+
+    pub(super) fn has_received(&self, position: Position) -> bool {
+        self.received.contains(&position)
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.phase, Phase::Completed | Phase::Compensated | Phase::Resolved(_))
+    }
+
+    /// The steps it is at: those that are begun and not done, or being undone.
+    pub(crate) fn current(&self) -> impl Iterator<Item = &StepState> {
+        self.steps
+            .iter()
+            .filter(|step| step.is_open() || matches!(step.progress, Progress::Undoing | Progress::UndoWaiting))
+    }
+
+    fn step_mut(&mut self, name: &str) -> &mut StepState {
+        let nth = self.steps.iter().position(|step| step.name == name).unwrap_or_else(|| {
+            self.steps.push(StepState::new(name));
+            self.steps.len() - 1
+        });
+        &mut self.steps[nth]
+    }
+
+    /// Leaves the state of being stuck at `step`, or at any.
+    fn unstick(&mut self, at: Option<&str>) {
+        if let Phase::Stuck { undoing, step, .. } = &self.phase
+            && (at.is_none() || step.as_deref() == at)
+        {
+            self.phase = if *undoing { Phase::Undoing } else { Phase::Forward };
+        }
+    }
+
+    /// Lets an event happen, which was recorded at `at`.
+    pub(crate) fn apply(&mut self, event: &SagaEvent, at: DateTime<Utc>) {
+        match event {
+            SagaEvent::SagaStarted { definition, input } => {
+                (self.definition, self.input, self.phase) = (*definition, input.clone(), Phase::Forward);
+            }
+            SagaEvent::StepStarted { step, deadline_at } => {
+                let begun = self.steps.iter().map(|step| step.begun).max().unwrap_or(0) + 1;
+                let step = self.step_mut(step);
+                (step.progress, step.begun, step.attempts, step.next_at) = (Progress::Running, begun, 0, None);
+                (step.started_at, step.deadline_at) = (at, *deadline_at);
+            }
+            SagaEvent::StepFailed { step, attempt, error, unknown, next_attempt_at, .. } => {
+                let step = self.step_mut(step);
+                step.attempts = *attempt;
+                step.unknown = if *unknown { step.unknown + 1 } else { 0 };
+                step.next_at = *next_attempt_at;
+                step.last_error = Some(error.clone());
+                let is_open = *unknown || next_attempt_at.is_some();
+                step.progress = if is_open { Progress::Waiting } else { Progress::Failed };
+            }
+            SagaEvent::StepTimedOut { step, under_way } => {
+                let step = self.step_mut(step);
+                step.timed_out = true;
+                if !under_way {
+                    step.progress = Progress::Failed;
+                }
+            }
+            SagaEvent::StepCompleted { step, output } => {
+                let completed = self.steps.iter().map(|step| step.completed).max().unwrap_or(0) + 1;
+                let state = self.step_mut(step);
+                (state.progress, state.completed, state.unknown) = (Progress::Completed, completed, 0);
+                (state.output, state.next_at, state.attempts) = (Some(output.clone()), None, 0);
+                self.unstick(Some(step));
+                if self.phase == Phase::Compensated {
+                    self.phase = Phase::Undoing;
+                }
+            }
+            SagaEvent::StepSkipped { step, .. } => {
+                let begun = self.steps.iter().map(|step| step.begun).max().unwrap_or(0) + 1;
+                let state = self.step_mut(step);
+                if state.progress == Progress::Ahead {
+                    state.begun = begun;
+                }
+                let undone = matches!(state.progress, Progress::Completed | Progress::Undoing | Progress::UndoWaiting);
+                state.progress = if undone { Progress::Undone } else { Progress::Skipped };
+                (state.next_at, state.unknown) = (None, 0);
+                self.unstick(Some(step));
+            }
+            SagaEvent::EventReceived { step, position, output } => {
+                self.step_mut(step).kept = Some(output.clone());
+                self.received.push(*position);
+            }
+            SagaEvent::UndoBegan { reason, abandoned, .. } => {
+                for name in abandoned {
+                    self.step_mut(name).progress = Progress::Failed;
+                }
+                (self.phase, self.reason) = (Phase::Undoing, reason.clone());
+            }
+            SagaEvent::UndoStarted { step } => {
+                let step = self.step_mut(step);
+                (step.progress, step.attempts, step.next_at) = (Progress::Undoing, 0, None);
+            }
+            SagaEvent::UndoFailed { step, attempt, error, next_attempt_at, .. } => {
+                let step = self.step_mut(step);
+                (step.progress, step.attempts, step.next_at) = (Progress::UndoWaiting, *attempt, *next_attempt_at);
+                step.last_error = Some(error.clone());
+            }
+            SagaEvent::StepUndone { step } => {
+                let state = self.step_mut(step);
+                (state.progress, state.next_at) = (Progress::Undone, None);
+                self.unstick(Some(step));
+            }
+            SagaEvent::SagaStuck { step, reason } => {
+                let undoing = match &self.phase {
+                    Phase::Stuck { undoing, .. } => *undoing,
+                    phase => *phase == Phase::Undoing,
+                };
+                self.phase = Phase::Stuck { undoing, step: step.clone(), reason: reason.clone() };
+            }
+            SagaEvent::SagaRetried { .. } => {
+                for step in &mut self.steps {
+                    if matches!(step.progress, Progress::Waiting | Progress::UndoWaiting) {
+                        (step.attempts, step.next_at) = (0, Some(at));
+                        step.unknown = step.unknown.min(1);
+                        let time = (step.deadline_at - step.started_at).max(TimeDelta::zero());
+                        step.deadline_at = step.deadline_at.max(at + time);
+                    }
+                }
+                self.unstick(None);
+            }
+            // What follows from it stands behind it.
+            SagaEvent::SagaCancelled { .. } => {}
+            SagaEvent::SagaResolved { outcome, .. } => self.phase = Phase::Resolved(*outcome),
+            SagaEvent::SagaCompleted => self.phase = Phase::Completed,
+            SagaEvent::SagaCompensated { .. } => self.phase = Phase::Compensated,
+        }
+    }
+}
+
+/// `at`, later by `duration`; the end of time if that is further.
+pub(crate) fn later(at: DateTime<Utc>, duration: Duration) -> DateTime<Utc> {
+    const FAR: TimeDelta = TimeDelta::days(36_500);
+    at + TimeDelta::from_std(duration).unwrap_or(FAR).min(FAR)
+}

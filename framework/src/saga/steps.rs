@@ -1,0 +1,516 @@
+//! How a saga's steps are written down.
+
+use std::{
+    any::TypeId,
+    collections::BTreeMap,
+    error::Error,
+    fmt,
+    marker::PhantomData,
+    ops::Deref,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use futures::future::BoxFuture;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{
+    Saga,
+    definition::NotCommitted,
+    event::FailureKind,
+    plan::{Kind, Plan, Planned, RetryPolicy, Rule},
+    state::State,
+};
+use crate::{
+    Aggregate, App, ExecuteError, Id, Options, PayloadLimits, Receipt, Recorded, StoreError, StreamId,
+    event::encode::to_json, execute::Along, subscription::message,
+};
+
+/// Why a step, or its undo, did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct StepError {
+    pub(crate) kind: FailureKind,
+    pub(crate) message: String,
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl StepError {
+    fn new(kind: FailureKind, message: impl fmt::Display) -> Self {
+        Self { kind, message: message.to_string(), retry_after: None }
+    }
+
+    /// The answer is no, and stays no. Nothing has happened, and the saga undoes what it has done.
+    pub fn business(message: impl fmt::Display) -> Self {
+        Self::new(FailureKind::Business, message)
+    }
+
+    /// Nothing has happened this time. It is tried again.
+    pub fn transient(message: impl fmt::Display) -> Self {
+        Self::new(FailureKind::Transient, message)
+    }
+
+    /// It may have happened: no answer came, or none that can be read. It is found out before anything else.
+    pub fn unknown(message: impl fmt::Display) -> Self {
+        Self::new(FailureKind::Unknown, message)
+    }
+
+    /// The same, not to be tried again before `wait` has passed (HTTP's `Retry-After`).
+    #[must_use]
+    pub fn retry_after(self, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..self }
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> FailureKind {
+        self.kind
+    }
+
+    fn unreadable(what: &str, error: impl fmt::Display) -> Self {
+        // Nothing was tried; and no other attempt of this build reads it better.
+        Self::unknown(format!("{what} cannot be read by this build: {error}"))
+    }
+}
+
+impl<R: Error> From<ExecuteError<R>> for StepError {
+    fn from(error: ExecuteError<R>) -> Self {
+        match error {
+            ExecuteError::Rejected(rejection) => Self::business(rejection),
+            ExecuteError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<StoreError> for StepError {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::UnknownOutcome { .. } => Self::unknown(error),
+            StoreError::Invalid(_) | StoreError::CommandReused { .. } => Self::business(error),
+            _ => Self::transient(error),
+        }
+    }
+}
+
+/// What an instance was started with, and what its steps came to.
+pub struct Facts<S: Saga> {
+    /// What it was started with.
+    pub input: Arc<S::Input>,
+    outputs: Arc<BTreeMap<String, Value>>,
+}
+
+impl<S: Saga> Facts<S> {
+    pub(crate) fn of(state: &State) -> Result<Self, String> {
+        let input = <S::Input as serde::Deserialize>::deserialize(&state.input)
+            .map_err(|error| format!("what {} was started with cannot be read by this build: {error}", S::NAME))?;
+        let outputs = state.steps.iter().filter_map(|step| Some((step.name.clone(), step.output.clone()?)));
+        Ok(Self { input: Arc::new(input), outputs: Arc::new(outputs.collect()) })
+    }
+
+    /// What the step `step` came to.
+    ///
+    /// # Errors
+    /// If it is not done, was skipped, or cannot be read as `T`.
+    pub fn output<T: DeserializeOwned>(&self, step: &str) -> Result<T, StepError> {
+        let output = self.outputs.get(step);
+        let output = output.ok_or_else(|| StepError::business(format!("step {step} has no output")))?;
+        T::deserialize(output).map_err(|error| StepError::unreadable(&format!("the output of step {step}"), error))
+    }
+}
+
+impl<S: Saga> Clone for Facts<S> {
+    fn clone(&self) -> Self {
+        Self { input: self.input.clone(), outputs: self.outputs.clone() }
+    }
+}
+
+/// What a step, or its undo, is run with.
+pub struct Cx<S: Saga> {
+    /// The saga as it was registered: clients of the outside world, above all.
+    pub saga: Arc<S>,
+    /// The instance.
+    pub id: Id,
+    /// The key of this step of this instance, the same for all its attempts; its undo has another. For the outside world's
+    /// `Idempotency-Key`.
+    pub key: Uuid,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// The time, by the database's clock.
+    pub now: DateTime<Utc>,
+    pub(crate) facts: Facts<S>,
+    pub(crate) app: App,
+    /// Correlation and cause, for what it leads to.
+    pub(crate) options: Options,
+}
+
+impl<S: Saga> Deref for Cx<S> {
+    type Target = Facts<S>;
+
+    fn deref(&self) -> &Facts<S> {
+        &self.facts
+    }
+}
+
+impl<S: Saga> Cx<S> {
+    /// The app that the saga runs in.
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
+    /// Lets the aggregate `id` handle `command`, once, however often the step is repeated: the command's id comes from the step's
+    /// key and the stream. So a step has one command for each aggregate.
+    ///
+    /// # Errors
+    /// A rejection is [`business`](StepError::business), whatever else fails is tried again.
+    pub async fn execute<A: Aggregate>(&self, id: impl Into<Id>, command: A::Command) -> Result<Receipt, StepError> {
+        let stream = StreamId::of(A::TYPE, id).map_err(StepError::business)?;
+        let command_id = Uuid::new_v5(&self.key, stream.as_str().as_bytes());
+        let options = self.options.clone().command_id(command_id);
+        Ok(self.app.execute_with::<A>(stream.id(), command, options).await?)
+    }
+}
+
+type Fut<T> = BoxFuture<'static, Result<T, StepError>>;
+pub(crate) type Run<S> = Box<dyn Fn(Cx<S>) -> Fut<Value> + Send + Sync>;
+pub(crate) type Ask<S> = Box<dyn Fn(Cx<S>) -> Fut<Option<Value>> + Send + Sync>;
+pub(crate) type Undo<S> = Box<dyn Fn(Cx<S>, Value) -> Fut<()> + Send + Sync>;
+/// With what the step came to, for an undo.
+pub(crate) type Command<S> =
+    Box<dyn Fn(Cx<S>, Value, Along) -> BoxFuture<'static, Result<(), NotCommitted>> + Send + Sync>;
+pub(crate) type Take<S> = Box<dyn Fn(&Recorded<<S as Saga>::Event>) -> Option<Result<Value, StepError>> + Send + Sync>;
+
+/// What a step does.
+pub(crate) struct Doing<S: Saga> {
+    pub(crate) run: Option<Run<S>>,
+    pub(crate) ask: Option<Ask<S>>,
+    pub(crate) undo: Option<Undo<S>>,
+    /// What it takes from an event, if that is one it waits for.
+    pub(crate) take: Option<Take<S>>,
+    pub(crate) command: Option<Command<S>>,
+    pub(crate) undo_command: Option<Command<S>>,
+}
+
+impl<S: Saga> Default for Doing<S> {
+    fn default() -> Self {
+        Self { run: None, ask: None, undo: None, take: None, command: None, undo_command: None }
+    }
+}
+
+/// A command that commits with what it is given along.
+async fn commit<S: Saga, A: Aggregate>(
+    cx: Cx<S>,
+    command: Result<(Id, A::Command), StepError>,
+    along: Along,
+) -> Result<(), NotCommitted> {
+    let (id, command) = command.map_err(NotCommitted::Failed)?;
+    let stream = StreamId::of(A::TYPE, id).map_err(|error| NotCommitted::Failed(StepError::business(error)))?;
+    match cx.app.execute_along::<A>(stream, &command, cx.options, along).await {
+        Ok(_) => Ok(()),
+        Err(ExecuteError::Rejected(rejection)) => Err(NotCommitted::Failed(StepError::business(rejection))),
+        Err(ExecuteError::Store(error)) => Err(error.into()),
+    }
+}
+
+/// A saga's steps, in order. `T` is what the last one comes to.
+///
+/// What follows a step configures it: [`undo`](Steps::undo), [`ask`](Steps::ask), [`retry`](Steps::retry),
+/// [`timeout`](Steps::timeout), [`when`](Steps::when).
+pub struct Steps<S: Saga, T = ()> {
+    pub(crate) plan: Plan,
+    pub(crate) doing: BTreeMap<&'static str, Doing<S>>,
+    /// The aggregates that commands go to, with the steps' names.
+    pub(crate) aggregates: Vec<(TypeId, &'static str, &'static str)>,
+    twice: Option<&'static str>,
+    last: PhantomData<fn() -> T>,
+}
+
+/// What every output can do.
+pub trait Output: Serialize + DeserializeOwned + Send + 'static {}
+impl<T: Serialize + DeserializeOwned + Send + 'static> Output for T {}
+
+impl<S: Saga> Steps<S> {
+    /// Those of the saga.
+    pub(crate) fn of_saga() -> Self {
+        S::steps(Self::none())
+    }
+
+    fn none() -> Self {
+        Self { plan: Plan::default(), doing: BTreeMap::new(), aggregates: vec![], twice: None, last: PhantomData }
+    }
+}
+
+/// The default time of a step, with all its attempts.
+const STEP_TIME: Duration = Duration::from_secs(60 * 60);
+/// The default time of one attempt.
+const ATTEMPT_TIME: Duration = Duration::from_secs(30);
+
+impl<S: Saga, T: Output> Steps<S, T> {
+    fn add<U>(mut self, name: &'static str, kind: Kind, timeout: Duration, doing: Doing<S>) -> Steps<S, U> {
+        self.plan.stages.push(vec![Planned {
+            name,
+            kind,
+            has_undo: false,
+            retry: RetryPolicy::STEP,
+            undo_retry: RetryPolicy::UNDO,
+            timeout,
+            attempt_timeout: ATTEMPT_TIME,
+            when: None,
+            until: None,
+        }]);
+        if self.doing.insert(name, doing).is_some() {
+            self.twice.get_or_insert(name);
+        }
+        self.cast()
+    }
+
+    fn cast<U>(self) -> Steps<S, U> {
+        let Self { plan, doing, aggregates, twice, .. } = self;
+        Steps { plan, doing, aggregates, twice, last: PhantomData }
+    }
+
+    /// Then `run`, which calls the outside world, or executes commands ([`Cx::execute`]).
+    ///
+    /// It may run more than once, always with the same [`Cx::key`]. An attempt that does not end in
+    /// [`attempt_timeout`](Steps::attempt_timeout), panics, or is cut off by the end of the process counts as
+    /// [`unknown`](StepError::unknown).
+    pub fn step<U: Output, F>(self, name: &'static str, run: impl Fn(Cx<S>) -> F + Send + Sync + 'static) -> Steps<S, U>
+    where
+        F: Future<Output = Result<U, StepError>> + Send + 'static,
+    {
+        let run: Run<S> = Box::new(move |cx| {
+            let running = run(cx);
+            Box::pin(async move { output(name, &running.await?) })
+        });
+        let doing = Doing { run: Some(run), ..Doing::default() };
+        self.add(name, Kind::Call { asks: false, key_life: None }, STEP_TIME, doing)
+    }
+
+    /// Then one command of an aggregate, which commits together with the step: it takes effect once, whatever happens, and costs no
+    /// transaction of its own. A rejection is [`business`](StepError::business).
+    pub fn command<A: Aggregate>(
+        mut self,
+        name: &'static str,
+        command: impl Fn(&Cx<S>) -> Result<(Id, A::Command), StepError> + Send + Sync + 'static,
+    ) -> Steps<S, ()> {
+        let command: Command<S> = Box::new(move |cx, _, along| {
+            let command = command(&cx);
+            Box::pin(commit::<S, A>(cx, command, along))
+        });
+        self.aggregates.push((TypeId::of::<A>(), A::TYPE, name));
+        self.add(name, Kind::Command, STEP_TIME, Doing { command: Some(command), ..Doing::default() })
+    }
+
+    /// Then waits for an event that [`Saga::route`] routes to the instance and from which `take` takes something. One that came
+    /// before is kept for it. If none comes in its [`timeout`](Steps::timeout), the step has failed; or goes on with what
+    /// [`or_else`](Steps::or_else) says.
+    pub fn wait<U: Output>(
+        self,
+        name: &'static str,
+        take: impl Fn(&Recorded<S::Event>) -> Option<U> + Send + Sync + 'static,
+    ) -> Steps<S, U> {
+        let take: Take<S> = Box::new(move |event| take(event).map(|taken| output(name, &taken)));
+        let doing = Doing { take: Some(take), ..Doing::default() };
+        self.add(name, Kind::Wait { or_else: None }, STEP_TIME, doing)
+    }
+
+    /// Then lets `time` pass.
+    pub fn sleep(self, name: &'static str, time: Duration) -> Steps<S, ()> {
+        let doing = Doing::default();
+        self.add(name, Kind::Wait { or_else: Some(Box::new(|_| Ok(Value::Null))) }, time, doing)
+    }
+
+    /// What each step that waits for such takes from `event`.
+    pub(crate) fn take(&self, event: &Recorded<S::Event>) -> Result<Vec<(String, Value)>, StepError> {
+        let taking = self.doing.iter().filter_map(|(name, doing)| {
+            let taken = doing.take.as_ref()?(event)?;
+            Some(taken.map(|output| ((*name).to_owned(), output)))
+        });
+        taking.collect()
+    }
+
+    /// Two steps of one name, if there are such.
+    pub(crate) fn twice(&self) -> Option<&'static str> {
+        self.twice
+    }
+
+    /// The steps so far, with one output less to know of.
+    pub fn end(self) -> Steps<S> {
+        self.cast()
+    }
+
+    fn last(&mut self) -> Option<&mut Planned> {
+        self.plan.stages.last_mut()?.last_mut()
+    }
+
+    fn last_doing(&mut self) -> Option<(&mut Planned, &mut Doing<S>)> {
+        let planned = self.plan.stages.last_mut()?.last_mut()?;
+        let doing = self.doing.get_mut(planned.name)?;
+        Some((planned, doing))
+    }
+
+    /// The last step is undone so, once it is done: it gets what the step came to.
+    ///
+    /// It may run more than once, always with the same [`Cx::key`], which is not the step's. A
+    /// [`business`](StepError::business) failure, or the end of its [`undo_retry`](Steps::undo_retry), makes the instance stuck.
+    pub fn undo<F>(mut self, undo: impl Fn(Cx<S>, T) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<(), StepError>> + Send + 'static,
+    {
+        if let Some((planned, doing)) = self.last_doing() {
+            planned.has_undo = true;
+            let name = planned.name;
+            doing.undo = Some(Box::new(move |cx, output| match serde_json::from_value(output) {
+                Ok(output) => Box::pin(undo(cx, output)),
+                Err(error) => {
+                    let error = StepError::unreadable(&format!("the output of step {name}"), error);
+                    Box::pin(async move { Err(StepError::business(error)) })
+                }
+            }));
+        }
+        self
+    }
+
+    /// The last step is undone by one command, which commits together with the undo.
+    pub fn undo_command<A: Aggregate>(
+        mut self,
+        command: impl Fn(&Cx<S>, T) -> Result<(Id, A::Command), StepError> + Send + Sync + 'static,
+    ) -> Self {
+        if let Some((planned, doing)) = self.last_doing() {
+            planned.has_undo = true;
+            let name = planned.name;
+            doing.undo_command = Some(Box::new(move |cx, output, along| {
+                let output = serde_json::from_value(output);
+                let output =
+                    output.map_err(|error| StepError::unreadable(&format!("the output of step {name}"), error));
+                let command = output.map_err(StepError::business).and_then(|output| command(&cx, output));
+                Box::pin(commit::<S, A>(cx, command, along))
+            }));
+            self.aggregates.push((TypeId::of::<A>(), A::TYPE, name));
+        }
+        self
+    }
+
+    /// Asks what became of the last step when that is not known: with what it came to if it happened, with none if it did not.
+    /// None is final: whoever is asked refuses the step's key from then on.
+    ///
+    /// Without it, the step is repeated under the same key to find out.
+    pub fn ask<F>(mut self, ask: impl Fn(Cx<S>) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<Option<T>, StepError>> + Send + 'static,
+    {
+        if let Some((planned, doing)) = self.last_doing()
+            && let Kind::Call { asks, .. } = &mut planned.kind
+        {
+            *asks = true;
+            let name = planned.name;
+            doing.ask = Some(Box::new(move |cx| {
+                let asking = ask(cx);
+                Box::pin(async move { asking.await?.map(|said| output(name, &said)).transpose() })
+            }));
+        }
+        self
+    }
+
+    /// How long after its first attempt the last step may be repeated under the same key: as long as whoever is called remembers
+    /// it. For ever, if this is not said.
+    pub fn key_life(mut self, life: Duration) -> Self {
+        if let Some(Planned { kind: Kind::Call { key_life, .. }, .. }) = self.last() {
+            *key_life = Some(life);
+        }
+        self
+    }
+
+    /// How often the last step is tried; [`RetryPolicy::STEP`] if this is not said.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        if let Some(planned) = self.last() {
+            planned.retry = policy;
+        }
+        self
+    }
+
+    /// How often the last step's undo is tried; [`RetryPolicy::UNDO`] if this is not said.
+    pub fn undo_retry(mut self, policy: RetryPolicy) -> Self {
+        if let Some(planned) = self.last() {
+            planned.undo_retry = policy;
+        }
+        self
+    }
+
+    /// How long the last step may take, with all its attempts; an hour if this is not said. Then it has failed.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        if let Some(planned) = self.last() {
+            planned.timeout = timeout;
+        }
+        self
+    }
+
+    /// How long one attempt of the last step, or of its undo, may take; 30 s if this is not said. Then nobody waits for it any more, and
+    /// whether it happened is [`unknown`](StepError::unknown).
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        if let Some(planned) = self.last() {
+            planned.attempt_timeout = timeout;
+        }
+        self
+    }
+
+    /// The last step is left out where `condition` does not hold.
+    pub fn when(mut self, condition: impl Fn(&Facts<S>) -> bool + Send + Sync + 'static) -> Self {
+        if let Some(planned) = self.last() {
+            planned.when = Some(rule(move |facts: &Facts<S>| Ok(condition(facts))));
+        }
+        self
+    }
+
+    /// What the last step, which waits, goes on with when nothing came in its time.
+    pub fn or_else(mut self, default: impl Fn(&Facts<S>) -> T + Send + Sync + 'static) -> Self {
+        if let Some(Planned { kind: Kind::Wait { or_else }, name, .. }) = self.last() {
+            let name = *name;
+            *or_else = Some(rule(move |facts: &Facts<S>| output(name, &default(facts)).map_err(|error| error.message)));
+        }
+        self
+    }
+
+    /// The last step, which waits, does so until this time instead of for a time.
+    pub fn until(mut self, until: impl Fn(&Facts<S>) -> DateTime<Utc> + Send + Sync + 'static) -> Self {
+        if let Some(planned) = self.last() {
+            planned.until = Some(rule(move |facts: &Facts<S>| Ok(until(facts))));
+        }
+        self
+    }
+
+    /// Then all of these steps at once. It goes on when each is done.
+    pub fn at_once<U>(mut self, steps: impl FnOnce(Steps<S>) -> Steps<S, U>) -> Steps<S, ()> {
+        let group = steps(Steps::none());
+        self.plan.stages.push(group.plan.stages.into_iter().flatten().collect());
+        for (name, doing) in group.doing {
+            if self.doing.insert(name, doing).is_some() {
+                self.twice.get_or_insert(name);
+            }
+        }
+        self.aggregates.extend(group.aggregates);
+        self.twice = self.twice.or(group.twice);
+        self.cast()
+    }
+}
+
+/// A rule about facts as one about a state. A panic in it is an error of it.
+fn rule<S: Saga, T>(rule: impl Fn(&Facts<S>) -> Result<T, String> + Send + Sync + 'static) -> Rule<T> {
+    Box::new(move |state| {
+        let facts = Facts::of(state)?;
+        let judged = catch_unwind(AssertUnwindSafe(|| rule(&facts)));
+        judged.unwrap_or_else(|panic| Err(format!("a rule of {} panicked: {}", S::NAME, message(panic))))
+    })
+}
+
+/// What a step came to, as it is stored.
+fn output<T: Serialize>(name: &str, output: &T) -> Result<Value, StepError> {
+    let what = format!("the output of step {name}");
+    let text = to_json(&what, output, &PayloadLimits::default());
+    let value = text
+        .map_err(|error| error.to_string())
+        .and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()));
+    value.map_err(|error| StepError::unknown(format!("{what} cannot be stored: {error}")))
+}

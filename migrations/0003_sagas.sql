@@ -1,0 +1,45 @@
+-- Sagas: what finds an instance, and when it is to be looked at. The instance itself is its stream.
+
+-- Written in the statement that appends to the stream, so the two never differ.
+create table annals.sagas (
+  stream         text        not null collate "C", -- $<saga>-<id>
+  saga           text        not null collate "C",
+  definition     integer     not null, -- the version of the saga that runs it
+  version        bigint      not null, -- of the stream
+  state          text        not null,
+  step           text,                 -- what it is at
+  reason         text,                 -- why it is stuck, or was undone
+  correlation_id uuid,
+  -- The process that runs it; none while nobody does. Then it is due, or waits for something that is none of time's business.
+  owner          uuid,
+  due_at         timestamptz,
+  interrupted    boolean     not null default false, -- its owner was lost in the middle of something
+  waits_for      text,                 -- whoever is not called at present
+  started_at     timestamptz not null default clock_timestamp(),
+  changed_at     timestamptz not null default clock_timestamp(),
+  told_at        timestamptz,          -- when somebody was told that it is stuck
+  constraint sagas_key primary key (stream),
+  constraint sagas_state_check check (state in ('early', 'running', 'undoing', 'stuck', 'completed', 'compensated'))
+) with (fillfactor = 70);
+create index sagas_due on annals.sagas (saga, definition, due_at) where owner is null and due_at is not null;
+create index sagas_owner on annals.sagas (owner) where owner is not null;
+create index sagas_open on annals.sagas (saga, state, started_at) where state not in ('completed', 'compensated');
+create index sagas_correlation_id on annals.sagas (correlation_id);
+
+-- The roles, where the store has them (sql/create_roles.sql), may use what is new.
+do $$
+declare
+  mark text := (select format('annals %s %s', current_database(), n.nspname)
+                from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = 'annals.events'::regclass);
+  thing record;
+begin
+  for thing in
+    select rolname as role, right(rolname, 7) = '_writer' as writes from pg_roles
+    where shobj_description(oid, 'pg_authid') = mark and right(rolname, 7) in ('_writer', '_reader')
+  loop
+    execute format('grant select on annals.sagas to %I', thing.role);
+    if thing.writes then
+      execute format('grant insert, update, delete on annals.sagas to %I', thing.role);
+    end if;
+  end loop;
+end $$;

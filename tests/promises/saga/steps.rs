@@ -1,0 +1,145 @@
+//! What becomes of an instance, whatever its steps do.
+
+use super::*;
+
+#[tokio::test]
+async fn an_order_goes_through_all_its_steps_and_each_takes_effect_once() {
+    let shop = Shop::open().await;
+    shop.place("1").await;
+    shop.is("1", SagaState::Completed).await;
+
+    assert_eq!(shop.world.done("1"), [("pay".into(), 1), ("ship".into(), 1)].into());
+    assert_eq!(shop.stock().await, 1_000_000 - 100);
+    let kinds: Vec<String> = shop.history("1").await.iter().map(kind).collect();
+    assert_eq!(
+        kinds,
+        [
+            "SagaStarted",
+            "StepStarted reserve",
+            "StepCompleted reserve",
+            "StepStarted pay",
+            "StepCompleted pay",
+            "StepStarted ship",
+            "StepCompleted ship",
+            "StepStarted confirm",
+            "StepCompleted confirm",
+            "SagaCompleted"
+        ]
+    );
+}
+
+fn kind(event: &SagaEvent) -> String {
+    match event {
+        SagaEvent::SagaStarted { .. } => "SagaStarted".into(),
+        SagaEvent::StepStarted { step, .. } => format!("StepStarted {step}"),
+        SagaEvent::StepCompleted { step, .. } => format!("StepCompleted {step}"),
+        SagaEvent::StepFailed { step, .. } => format!("StepFailed {step}"),
+        SagaEvent::UndoBegan { .. } => "UndoBegan".into(),
+        SagaEvent::UndoStarted { step } => format!("UndoStarted {step}"),
+        SagaEvent::StepUndone { step } => format!("StepUndone {step}"),
+        SagaEvent::SagaCompleted => "SagaCompleted".into(),
+        SagaEvent::SagaCompensated { .. } => "SagaCompensated".into(),
+        other => format!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_declined_payment_undoes_what_was_done_before_it() {
+    let shop = Shop::open().await;
+    shop.world.answers("pay", "1", &[Answer::Declined]);
+    shop.place("1").await;
+    let instance = shop.is("1", SagaState::Compensated).await;
+
+    assert_eq!(instance.reason.as_deref(), Some("pay: declined"));
+    assert_eq!(shop.world.done("1"), BTreeMap::new());
+    assert_eq!(shop.stock().await, 1_000_000);
+    let kinds: Vec<String> = shop.history("1").await.iter().map(kind).collect();
+    assert_eq!(
+        kinds[4..],
+        ["StepFailed pay", "UndoBegan", "UndoStarted reserve", "StepUndone reserve", "SagaCompensated"]
+    );
+}
+
+#[tokio::test]
+async fn what_fails_for_a_while_or_loses_its_answer_is_done_once_under_one_key() {
+    let shop = Shop::open().await;
+    let troubles = [
+        [Answer::Down, Answer::Down, Answer::Done],
+        [Answer::Lost, Answer::Done, Answer::Done],
+        [Answer::Silent, Answer::Lost, Answer::Done],
+        [Answer::Panics, Answer::Done, Answer::Done],
+        [Answer::Hangs, Answer::Down, Answer::Done],
+    ];
+    for (nth, answers) in troubles.iter().enumerate() {
+        shop.world.answers("pay", &nth.to_string(), answers);
+        shop.place(&nth.to_string()).await;
+    }
+    for nth in 0..troubles.len() {
+        let order = nth.to_string();
+        shop.is(&order, SagaState::Completed).await;
+        assert_eq!(shop.world.done(&order), [("pay".into(), 1), ("ship".into(), 1)].into(), "{order}");
+        let (calls, keys) = shop.world.calls("pay", &order);
+        assert!(calls >= 2 && keys == 1, "{calls} calls under {keys} keys");
+    }
+    assert_eq!(shop.stock().await, 1_000_000 - 500);
+}
+
+#[tokio::test]
+async fn an_undo_that_always_fails_is_stuck_until_an_operator_helps() {
+    let shop = Shop::open().await;
+    for order in ["1", "2"] {
+        shop.world.answers("ship", order, &[Answer::Declined]);
+        shop.world.answers("refund", order, &[Answer::Down, Answer::Down, Answer::Down, Answer::Down]);
+        shop.place(order).await;
+    }
+    for order in ["1", "2"] {
+        let stuck = shop.is(order, SagaState::Stuck).await;
+        assert_eq!(stuck.step.as_deref(), Some("pay"));
+        let reason = stuck.reason.unwrap();
+        assert!(reason.starts_with("pay could not be undone, after 4 attempts: down. Retry once"), "{reason}");
+        assert_eq!(stuck.due_at, None);
+    }
+    let sagas = shop.app.sagas();
+    let counts = sagas.summary().await.unwrap()["fulfilment"];
+    assert_eq!((counts.stuck, counts.running, counts.completed, counts.compensated), (2, 0, 0, 0));
+
+    sagas.retry("fulfilment", "1", &by()).await.unwrap();
+    sagas.skip("fulfilment", "2", "pay", &by()).await.unwrap();
+    shop.is("1", SagaState::Compensated).await;
+    shop.is("2", SagaState::Compensated).await;
+    assert_eq!(shop.world.done("1"), [("pay".into(), 1), ("refund".into(), 1)].into());
+    assert_eq!(shop.world.done("2"), [("pay".into(), 1)].into());
+    let history = sagas.history("fulfilment", "2").await.unwrap();
+    let skipped = history.iter().find(|recorded| matches!(recorded.event, SagaEvent::StepSkipped { .. })).unwrap();
+    assert_eq!(skipped.metadata.actor.as_deref(), Some("ops"));
+    let refused = sagas.retry("fulfilment", "1", &by()).await.unwrap_err().to_string();
+    assert!(refused.contains("fulfilment 1: it has been undone: there is nothing to try again"), "{refused}");
+}
+
+#[tokio::test]
+async fn an_order_that_is_cancelled_while_its_payment_is_under_way_gives_the_money_back() {
+    let shop = Shop::open().await;
+    shop.world.answers("pay", "1", &[Answer::Hangs, Answer::Done]);
+    shop.place("1").await;
+    eventually("it pays", || async { shop.world.calls("pay", "1").0 == 1 }).await;
+    shop.app.execute::<Order>("1", OrderCommand::Cancel { reason: "changed my mind".into() }).await.unwrap();
+    let undone = shop.is("1", SagaState::Compensated).await;
+
+    assert_eq!(undone.reason.as_deref(), Some("changed my mind"));
+    // Whether it had been paid was not known: it was repeated under its key, and given back.
+    assert_eq!(shop.world.done("1"), [("pay".into(), 1), ("refund".into(), 1)].into());
+    assert_eq!(shop.stock().await, 1_000_000);
+}
+
+#[tokio::test]
+async fn a_hundred_orders_at_once_all_end() {
+    let shop = Shop::open().await;
+    futures::future::join_all((0..100).map(|nth| {
+        let shop = &shop;
+        async move { shop.place(&nth.to_string()).await }
+    }))
+    .await;
+    eventually("all end", || async { shop.app.sagas().summary().await.unwrap()["fulfilment"].completed == 100 }).await;
+    assert_eq!(shop.stock().await, 1_000_000 - 10_000);
+    let _ = (LONG, &shop.database);
+}
