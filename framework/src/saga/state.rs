@@ -240,8 +240,12 @@ impl State {
                     if matches!(step.progress, Progress::Waiting | Progress::UndoWaiting) {
                         (step.attempts, step.next_at) = (0, Some(at));
                         step.unknown = step.unknown.min(1);
+                    }
+                    // It has its time anew.
+                    if step.is_open() {
                         let time = (step.deadline_at - step.started_at).max(TimeDelta::zero());
                         step.deadline_at = step.deadline_at.max(at + time);
+                        step.timed_out &= step.deadline_at <= at;
                     }
                 }
                 self.unstick(None);
