@@ -84,6 +84,7 @@ pub struct Builder {
     commanded: Vec<(TypeId, &'static str, String)>,
     aggregates: Vec<TypeId>,
     on_attention: Option<OnAttention>,
+    dies_at: Option<usize>,
     follow: Follow,
     error: Option<StartError>,
 }
@@ -103,6 +104,7 @@ impl Annals {
             commanded: vec![],
             aggregates: vec![],
             on_attention: None,
+            dies_at: None,
             follow: Follow::All,
             error: None,
         }
@@ -196,6 +198,13 @@ impl Builder {
         self
     }
 
+    /// For tests: at this write of a saga, counted before and after each, the app is as good as dead.
+    #[cfg(all(unix, feature = "testing"))]
+    pub(crate) fn dies_at(mut self, write: usize) -> Self {
+        self.dies_at = Some(write);
+        self
+    }
+
     /// Which of the read models this process runs: all of them unless told otherwise. Each partition is run by one process at a
     /// time, whichever of those that may has taken it.
     pub fn follow(mut self, follow: Follow) -> Self {
@@ -213,7 +222,8 @@ impl Builder {
         let repositories = this.repositories.into_iter().map(|make| make(&store, &contracts)).collect();
         let (stop, process) = (CancellationToken::new(), Uuid::now_v7());
         let runs = |name: &str| this.follow.has(name);
-        let runtime = Runtime::new(store.clone(), process, this.sagas, runs, this.on_attention, stop.child_token());
+        let runtime =
+            Runtime::new(store.clone(), process, this.sagas, runs, this.on_attention, this.dies_at, stop.child_token());
         let models = this.followers.into_iter().map(|(_, define)| define(&store, &contracts, &runtime));
         let models: Vec<Model> = models.collect::<Result<_, InvalidInput>>()?;
         let names: Vec<&'static str> = models.iter().map(|model| model.name).collect();

@@ -42,7 +42,7 @@ pub(crate) enum Input {
         step: String,
         failure: Failure,
     },
-    /// Whoever was asked says that it did not happen, and never will under this key.
+    /// Whoever was asked says that it did not happen, and never will under this key: it is dead.
     NotDone {
         step: String,
     },
@@ -103,6 +103,8 @@ pub(crate) struct Effect {
     pub(crate) what: What,
     /// Which attempt this is, from 1.
     pub(crate) attempt: u32,
+    /// How many keys of the step are dead.
+    pub(crate) dead_keys: u32,
 }
 
 /// Decides what becomes of an instance. An error is an operator's input that does not fit: nothing happens then.
@@ -134,7 +136,8 @@ pub(crate) fn effects(plan: &Plan, state: &State, now: DateTime<Utc>) -> Vec<Eff
             (_, Kind::Call { asks: true }) if step.unknown > 0 => What::Ask,
             _ => What::Run,
         };
-        Some(Effect { step: planned.name, what, attempt: step.attempts + 1 })
+        let dead_keys = if what == What::Undo { 0 } else { step.dead_keys };
+        Some(Effect { step: planned.name, what, attempt: step.attempts + 1, dead_keys })
     };
     state.current().filter(|step| is_due(step)).filter_map(effect).collect()
 }
@@ -314,7 +317,8 @@ impl<'p> Turn<'p> {
         }
         let step = name.to_owned();
         let said = error.clone();
-        self.emit(SagaEvent::StepFailed { step, attempt, kind, error, unknown, next_attempt_at: next });
+        let key_is_dead = asked == Some(false);
+        self.emit(SagaEvent::StepFailed { step, attempt, kind, error, unknown, key_is_dead, next_attempt_at: next });
         if unknown && next.is_none() {
             let why =
                 if lapsed { "its key does not live any longer" } else { "there are no attempts left to find out" };

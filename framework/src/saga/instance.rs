@@ -157,8 +157,10 @@ impl Instance {
             let held = row.owner.is_some();
             let work = Work::new(vec![append], metadata.clone(), None, &store.config().limits)?.of_saga(Some(row));
             let correlation_id = work.metadata.correlation_id;
+            self.runtime.write_point()?;
             match store.inner.appender.append(work, store.config().append_deadline).await {
                 Ok(Appended::Written(receipts)) => {
+                    self.runtime.write_point()?;
                     self.version = receipts.first().map_or(self.version, |receipt| receipt.version);
                     self.correlation_id = self.correlation_id.or(correlation_id);
                     self.traceparent = self.traceparent.take().or(metadata.traceparent);
@@ -435,7 +437,7 @@ impl Instance {
         };
         Some(Call {
             id: Id::from(self.stream.id()),
-            key: key(self.started, effect.step, effect.what),
+            key: key(self.started, effect),
             attempt: effect.attempt,
             now: self.runtime.now(),
             state: Arc::new(self.state.clone()),
@@ -465,9 +467,11 @@ impl Instance {
         let row = self.row(&state, Writer::Owner { under_way }, now);
         let held = row.owner.is_some();
         let (written, call) = (Along { append, row }, self.call(effect)?);
+        self.runtime.write_point().ok()?;
         let running = tokio::spawn(self.definition.command(effect.step, effect.what, call, written));
         let failure = match AbortOnDropHandle::new(running).await {
             Ok(Ok(())) => {
+                self.runtime.write_point().ok()?;
                 self.version = Version::new(self.version.get() + events.len() as i64);
                 self.accept(&events, &ids, state, held);
                 return Some(());

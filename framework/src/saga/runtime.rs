@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -65,6 +68,9 @@ pub(crate) struct Runtime {
     pub(crate) breakers: Arc<Breakers>,
     pub(crate) stop: CancellationToken,
     tasks: TaskTracker,
+    /// Writes so far, before and after each; and at which of them this process is to be as good as dead.
+    writes: AtomicUsize,
+    dies_at: Option<usize>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -78,6 +84,7 @@ impl Runtime {
         definitions: Vec<Arc<dyn Definition>>,
         runs: impl Fn(&str) -> bool,
         on_attention: Option<OnAttention>,
+        dies_at: Option<usize>,
         stop: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -94,6 +101,8 @@ impl Runtime {
             breakers: Arc::default(),
             stop,
             tasks: TaskTracker::new(),
+            writes: AtomicUsize::new(0),
+            dies_at,
         })
     }
 
@@ -138,6 +147,19 @@ impl Runtime {
         let mut versions: Vec<_> = self.definitions.iter().filter(|it| it.name() == name).cloned().collect();
         versions.sort_by_key(|definition| std::cmp::Reverse(definition.version()));
         versions
+    }
+
+    /// Before and after each write of an instance. For tests that kill it there: then nothing more is written, ever.
+    pub(crate) fn write_point(&self) -> Result<(), StoreError> {
+        let nth = self.writes.fetch_add(1, Ordering::SeqCst) + 1;
+        if self.dies_at.is_some_and(|at| nth >= at) { Err(StoreError::Closed) } else { Ok(()) }
+    }
+
+    /// How many such points there were, and whether one of them was the end.
+    #[cfg(all(unix, feature = "testing"))]
+    pub(crate) fn writes(&self) -> (usize, bool) {
+        let writes = self.writes.load(Ordering::SeqCst);
+        (writes, self.dies_at.is_some_and(|at| writes >= at))
     }
 
     /// The time, by the database's clock.

@@ -140,6 +140,8 @@ pub struct Cx<S: Saga> {
     pub attempt: u32,
     /// The time, by the database's clock.
     pub now: DateTime<Utc>,
+    /// Why the instance undoes what it has done; none while it does not.
+    pub reason: Option<String>,
     pub(crate) facts: Facts<S>,
     pub(crate) app: App,
     /// Correlation and cause, for what it leads to.
@@ -394,8 +396,10 @@ impl<S: Saga, T: Output> Steps<S, T> {
         self
     }
 
-    /// Asks what became of the last step when that is not known: with what it came to if it happened, with none if it did not.
-    /// None is final: whoever is asked refuses the step's key from then on.
+    /// Asks what became of the last step when that is not known: with what it came to if it happened, with none if it did not and
+    /// never will under this key. So whoever answers none has to refuse the key from then on: a call that is still on its way must
+    /// not have an effect. If the step is tried again after that, it is under a new key. Who cannot be sure of none answers with an
+    /// [`unknown`](StepError::unknown), and is asked again.
     ///
     /// Without it, the step is repeated under the same key to find out.
     pub fn ask<F>(mut self, ask: impl Fn(Cx<S>) -> F + Send + Sync + 'static) -> Self

@@ -37,6 +37,7 @@ impl Followers {
         let rows = self.read("list followers", || sql.query()).await?;
         let lag = |row: &PgRow| PartitionLag {
             follower: row.get("follower"),
+            kind: row.get("kind"),
             version: row.get("version"),
             purpose: row.get("purpose"),
             generation: row.get("generation"),
