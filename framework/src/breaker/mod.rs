@@ -96,7 +96,7 @@ struct Breaker {
 
 /// How long a probe may take before another is let through, and how soon it is asked again meanwhile.
 const PROBE: Duration = Duration::from_secs(60);
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(10);
 
 impl Breaker {
     fn new(target: Target) -> Self {

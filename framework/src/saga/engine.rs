@@ -79,6 +79,12 @@ pub(crate) enum Input {
         step: String,
         reason: String,
     },
+    /// Somebody knows that it happened.
+    Completed {
+        step: String,
+        output: Value,
+        reason: String,
+    },
     Cancel {
         reason: String,
     },
@@ -127,7 +133,12 @@ pub(crate) fn effects(plan: &Plan, state: &State, now: DateTime<Utc>) -> Vec<Eff
         Phase::Undoing => true,
         _ => return vec![],
     };
-    let is_due = |step: &StepState| step.next_at.is_none_or(|at| at <= now);
+    let is_due = |step: &StepState| match step.progress {
+        Progress::Running | Progress::Undoing => true,
+        // One without a next attempt is not tried again by itself.
+        _ => step.next_at.is_some_and(|at| at <= now),
+    };
+    let lives = |step: &StepState| plan.step(&step.name).and_then(|it| lives_until(it, step)).is_none_or(|at| now < at);
     let effect = |step: &StepState| {
         let planned = plan.step(&step.name)?;
         let what = match (step.progress, &planned.kind) {
@@ -139,7 +150,7 @@ pub(crate) fn effects(plan: &Plan, state: &State, now: DateTime<Utc>) -> Vec<Eff
         let dead_keys = if what == What::Undo { 0 } else { step.dead_keys };
         Some(Effect { step: planned.name, what, attempt: step.attempts + 1, dead_keys })
     };
-    state.current().filter(|step| is_due(step)).filter_map(effect).collect()
+    state.current().filter(|step| is_due(step) && lives(step)).filter_map(effect).collect()
 }
 
 /// When there will be something to do, or is over, that nothing but time brings. What is due by `now` is an effect.
@@ -148,15 +159,27 @@ pub(crate) fn wakes_at(plan: &Plan, state: &State, now: DateTime<Utc>) -> Option
         return None;
     }
     let wakes = |step: &StepState| {
+        let lives = plan.step(&step.name).and_then(|planned| lives_until(planned, step));
         let deadline = (state.phase == Phase::Forward && step.is_open() && !step.timed_out).then_some(step.deadline_at);
         let waits = plan.step(&step.name).is_some_and(|planned| matches!(planned.kind, Kind::Wait { .. }));
         if waits && step.is_open() {
             deadline
         } else {
-            step.next_at.filter(|at| *at > now).into_iter().chain(deadline).min()
+            step.next_at.filter(|at| *at > now).into_iter().chain(deadline).chain(lives).min()
         }
     };
     state.current().filter_map(wakes).min()
+}
+
+/// Until when what may have happened may be repeated under its key; none if for ever, or if it can be asked.
+fn lives_until(planned: &Planned, step: &StepState) -> Option<DateTime<Utc>> {
+    let life = planned.target?.key_life?;
+    let repeats = match step.progress {
+        Progress::UndoWaiting => true,
+        Progress::Waiting => matches!(planned.kind, Kind::Call { asks: false }),
+        _ => false,
+    };
+    (repeats && step.unknown > 0).then(|| later(step.started_at, life))
 }
 
 struct Turn<'p> {
@@ -181,13 +204,16 @@ impl<'p> Turn<'p> {
             Input::Start { definition, input } => {
                 if self.state.phase == Phase::Early {
                     self.emit(SagaEvent::SagaStarted { definition, input });
+                    if let Some(reason) = self.state.cancelled.clone() {
+                        self.begin_undo(None, reason);
+                    }
                 }
             }
             Input::Succeeded { step, output } => {
                 let progress = self.state.step(&step).map(|step| step.progress);
                 use Progress::{Failed, Running, Skipped, Waiting};
                 if matches!(progress, Some(Running | Waiting | Failed | Skipped)) {
-                    self.emit(SagaEvent::StepCompleted { step, output });
+                    self.emit(SagaEvent::StepCompleted { step, output, by_hand: None });
                 }
             }
             Input::Failed { step, failure } => self.failed(&step, failure, None, true),
@@ -212,8 +238,11 @@ impl<'p> Turn<'p> {
                 if !self.state.has_ended() && !self.state.has_received(position) {
                     for (step, output) in outputs {
                         let late = matches!(&self.state.phase, Phase::Stuck { step: Some(at), .. } if *at == step);
-                        let goes_on =
-                            late.then(|| SagaEvent::StepCompleted { step: step.clone(), output: output.clone() });
+                        let goes_on = late.then(|| SagaEvent::StepCompleted {
+                            step: step.clone(),
+                            output: output.clone(),
+                            by_hand: None,
+                        });
                         self.emit(SagaEvent::EventReceived { step, position, output });
                         goes_on.into_iter().for_each(|event| self.emit(event));
                     }
@@ -251,8 +280,17 @@ impl<'p> Turn<'p> {
                     self.emit(SagaEvent::SagaCancelled { reason: reason.clone() });
                     self.begin_undo(None, reason);
                 }
+                // What begins it comes later: then it is over at once.
+                Phase::Early if self.state.cancelled.is_none() => self.emit(SagaEvent::SagaCancelled { reason }),
                 _ => return Err(format!("{}: it cannot be cancelled", self.place())),
             },
+            Input::Completed { step, output, reason } => {
+                let is_open = self.state.step(&step).is_some_and(StepState::is_open);
+                if !is_open || self.state.has_ended() {
+                    return Err(format!("{}: step {step:?} is not open", self.place()));
+                }
+                self.emit(SagaEvent::StepCompleted { step, output, by_hand: Some(reason) });
+            }
             Input::Resolve { outcome, reason } => {
                 if self.state.has_ended() {
                     return Err(format!("{}: there is nothing to resolve", self.place()));
@@ -281,7 +319,7 @@ impl<'p> Turn<'p> {
     /// An attempt failed. `asked`: whoever was asked said no (`false`), or did not say (`true`).
     fn failed(&mut self, name: &str, failure: Failure, asked: Option<bool>, waits: bool) {
         let (Some(planned), Some(step)) = (self.plan.step(name), self.state.step(name)) else { return };
-        if !step.is_open() || matches!(planned.kind, Kind::Wait { .. }) {
+        if !step.is_open() || matches!(planned.kind, Kind::Wait { .. }) || self.state.has_ended() {
             return;
         }
         let Failure { mut kind, error, retry_after } = failure;
@@ -295,9 +333,9 @@ impl<'p> Turn<'p> {
         if asked == Some(true) && kind == FailureKind::Business {
             kind = FailureKind::Unknown;
         }
-        let attempt = step.attempts + 1;
-        // What may have happened has as many attempts of its own to find out.
-        let counted = if unknown { step.unknown + 1 } else { attempt };
+        // A question is no attempt. What may have happened has as many tries of its own to find out.
+        let attempt = if asked == Some(true) { step.attempts } else { step.attempts + 1 };
+        let counted = if unknown { step.unknown } else { attempt };
         let (started_at, deadline_at, timed_out) = (step.started_at, step.deadline_at, step.timed_out);
         let delay = planned.retry.delay(counted, seed(name, attempt, self.now));
         let delay = delay.map(|delay| if waits { delay.max(retry_after.unwrap_or_default()) } else { Duration::ZERO });
@@ -307,8 +345,8 @@ impl<'p> Turn<'p> {
             if let (Kind::Call { asks: false }, Some(Target { key_life: Some(life), .. })) =
                 (&planned.kind, planned.target)
             {
-                let lives_until = later(started_at, life);
-                lapsed = next.is_some_and(|next| next >= lives_until);
+                let ends = later(started_at, life);
+                lapsed = next.is_some_and(|next| next >= ends);
                 next = next.filter(|_| !lapsed);
             }
         } else {
@@ -326,7 +364,7 @@ impl<'p> Turn<'p> {
                 Some(name),
                 format!(
                     "it is not known whether {name} happened, and {why}: {said}. Look where it would have happened; then \
-                     retry, or skip the step if it is to be left as it is"
+                     say that it did, or skip it, or retry"
                 ),
             );
         }
@@ -334,7 +372,7 @@ impl<'p> Turn<'p> {
 
     fn undo_failed(&mut self, name: &str, failure: Failure, waits: bool) {
         let (Some(planned), Some(step)) = (self.plan.step(name), self.state.step(name)) else { return };
-        if !matches!(step.progress, Progress::Undoing | Progress::UndoWaiting) {
+        if !matches!(step.progress, Progress::Undoing | Progress::UndoWaiting) || self.state.has_ended() {
             return;
         }
         let Failure { kind, error, retry_after } = failure;
@@ -385,7 +423,7 @@ impl<'p> Turn<'p> {
                 InVain::GoesOn(with) => match with(&self.state) {
                     Ok(output) => {
                         self.emit(SagaEvent::StepTimedOut { step: step.clone(), under_way: true });
-                        self.emit(SagaEvent::StepCompleted { step, output });
+                        self.emit(SagaEvent::StepCompleted { step, output, by_hand: None });
                     }
                     Err(error) => self.stuck(Some(&step), error),
                 },
@@ -396,13 +434,20 @@ impl<'p> Turn<'p> {
     /// Whatever was under way may have happened.
     fn interrupted(&mut self) {
         let now = self.now;
-        let under_way = |step: &&StepState| step.next_at.is_none_or(|at| at <= now);
+        let under_way = |step: &&StepState| match step.progress {
+            Progress::Running | Progress::Undoing => true,
+            _ => step.next_at.is_some_and(|at| at <= now),
+        };
         let steps: Vec<(String, Progress)> =
             self.state.current().filter(under_way).map(|step| (step.name.clone(), step.progress)).collect();
         for (step, progress) in steps {
             let Some(planned) = self.plan.step(&step) else { continue };
-            let commits = matches!(planned.kind, Kind::Command);
-            let kind = if commits { FailureKind::Transient } else { FailureKind::Unknown };
+            let undoing = matches!(progress, Progress::Undoing | Progress::UndoWaiting);
+            // A command that commits with its step did, or did nothing.
+            if if undoing { planned.undo_commits } else { matches!(planned.kind, Kind::Command) } {
+                continue;
+            }
+            let kind = FailureKind::Unknown;
             let error = "the process that ran it has ended".into();
             let failure = Failure { kind, error, retry_after: None };
             match progress {
@@ -428,6 +473,11 @@ impl<'p> Turn<'p> {
     /// Goes as far as nothing has to be done outside.
     fn advance(&mut self) {
         loop {
+            if matches!(self.state.phase, Phase::Forward | Phase::Undoing)
+                && let Some((step, reason)) = self.waits_for_nobody()
+            {
+                return self.stuck(Some(&step), reason);
+            }
             let moved = match self.state.phase {
                 Phase::Forward => self.advance_forward(),
                 Phase::Undoing => self.advance_undo(),
@@ -437,6 +487,25 @@ impl<'p> Turn<'p> {
                 return;
             }
         }
+    }
+
+    /// A step of which it is not known whether it happened, and that nobody finds out by himself.
+    fn waits_for_nobody(&self) -> Option<(String, String)> {
+        let stuck = |step: &&StepState| {
+            let waits = matches!(step.progress, Progress::Waiting | Progress::UndoWaiting);
+            let lapsed =
+                self.plan.step(&step.name).and_then(|it| lives_until(it, step)).is_some_and(|at| at <= self.now);
+            waits && (step.next_at.is_none() || lapsed)
+        };
+        let step = self.state.current().find(stuck)?;
+        let what = if step.progress == Progress::Waiting { "happened" } else { "was undone" };
+        let error = step.last_error.as_deref().unwrap_or_default();
+        let reason = format!(
+            "it is not known whether {} {what}, and it is not tried again by itself: {error}. Look where it would have happened; then \
+             say that it did, or skip it, or retry",
+            step.name
+        );
+        Some((step.name.clone(), reason))
     }
 
     fn advance_forward(&mut self) -> bool {
@@ -460,7 +529,7 @@ impl<'p> Turn<'p> {
         };
         if let Some(step) = self.state.steps.iter().find(waits) {
             let (step, output) = (step.name.clone(), step.kept.clone().unwrap_or_default());
-            self.emit(SagaEvent::StepCompleted { step, output });
+            self.emit(SagaEvent::StepCompleted { step, output, by_hand: None });
             return true;
         }
         let nth = match self.stage() {
@@ -501,6 +570,8 @@ impl<'p> Turn<'p> {
             Some(Ok(at)) => at,
             None => later(self.now, planned.timeout),
         };
+        // As far as everybody can write it down.
+        let deadline_at = deadline_at.clamp(DateTime::UNIX_EPOCH, later(self.now, Duration::MAX));
         self.emit(SagaEvent::StepStarted { step, deadline_at });
     }
 
@@ -520,7 +591,8 @@ impl<'p> Turn<'p> {
             let progress = self.state.step(planned.name).map(|step| step.progress);
             matches!(progress, Some(Progress::Completed | Progress::Skipped | Progress::Undone))
         };
-        Ok(if self.plan.stages[nth].iter().all(is_done) { nth + 1 } else { nth })
+        let rest = &self.plan.stages[nth..];
+        Ok(nth + rest.iter().take_while(|stage| stage.iter().all(is_done)).count())
     }
 
     fn advance_undo(&mut self) -> bool {

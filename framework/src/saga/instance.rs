@@ -25,7 +25,7 @@ use crate::{
     Append, ExpectedVersion, Id, Metadata, NewEvent, Options, ReadStream, StoreError, StreamId, Version,
     execute::Along,
     store::{Appended, SagaRow, Work},
-    subscription::message,
+    subscription::{guarded, message},
 };
 
 /// Who changes an instance.
@@ -141,6 +141,11 @@ impl Instance {
         cause: &Cause,
     ) -> Result<Result<bool, String>, StoreError> {
         loop {
+            // What it cannot read, it does not decide on.
+            let settles = matches!(input, Input::Broken { .. } | Input::Retry { .. } | Input::Resolve { .. });
+            if let Some(error) = self.broken.as_ref().filter(|_| !settles) {
+                return Err(StoreError::Unfit(unreadable(error)));
+            }
             let now = self.runtime.now();
             let (events, state) = match decide(self.plan(), &self.state, input.clone(), now) {
                 Ok(decided) => decided,
@@ -185,13 +190,17 @@ impl Instance {
             match self.tell(input.clone(), Writer::Owner { under_way }, &Cause::default()).await {
                 Ok(_) => return Some(()),
                 Err(StoreError::Closed) => return None,
+                // What it came to cannot be stored, and never will be: that it may have happened can.
                 Err(StoreError::Invalid(error)) => {
-                    // What it came to cannot be stored, and never will be.
-                    let reason = format!("what happened cannot be recorded: {error}");
-                    if matches!(input, Input::Broken { .. }) {
-                        tracing::error!(stream = %self.stream, %error, "an instance of a saga cannot even be stuck");
+                    let message = StepError::unknown(format!("what it came to cannot be recorded: {error}"));
+                    let failure: Failure = message.into();
+                    let Some(plain) = plain(&input, failure) else {
+                        tracing::error!(stream = %self.stream, %error, "an instance of a saga cannot be written");
                         return None;
-                    }
+                    };
+                    return Box::pin(self.tell_surely(plain, under_way)).await;
+                }
+                Err(StoreError::Unfit(reason)) if self.broken.is_some() => {
                     let broken = Input::Broken { step: None, reason };
                     return Box::pin(self.tell_surely(broken, under_way)).await;
                 }
@@ -290,6 +299,11 @@ impl Instance {
         }
     }
 
+    /// Has it ask whose it is before it does anything.
+    pub(crate) fn doubt(&mut self) {
+        self.doubted = true;
+    }
+
     /// What this process holds, it has taken or begun itself.
     pub(crate) fn hold(&mut self) {
         self.held = true;
@@ -301,6 +315,10 @@ impl Instance {
 
     /// Runs it as far as there is something to do.
     pub(crate) async fn run(mut self, interrupted: bool) {
+        // Nothing is lost by asking once more whose it is.
+        if self.doubted && !self.is_still_held().await {
+            return;
+        }
         if self.version == Version::NONE {
             while let Err(error) = self.catch_up().await {
                 if matches!(error, StoreError::Closed) || self.runtime.stop.is_cancelled() {
@@ -310,9 +328,11 @@ impl Instance {
                 sleep(PAUSE).await;
             }
         }
-        if let Some(error) = self.broken.take() {
-            let reason = format!("its history cannot be read by this build: {error}. Retry with a build that can");
-            self.tell_surely(Input::Broken { step: None, reason }, 0).await;
+        if let Some(error) = self.broken.clone() {
+            self.tell_surely(Input::Broken { step: None, reason: unreadable(&error) }, 0).await;
+            if self.held {
+                self.release().await;
+            }
             return;
         }
         if interrupted && self.tell_surely(Input::Interrupted, 0).await.is_none() {
@@ -405,10 +425,24 @@ impl Instance {
                 continue;
             }
             let call = self.call(&effect)?;
+            // The closures are the application's: what they do before they wait may panic.
+            let attempt = guarded(|| plan.attempt(effect.step, effect.what, call));
+            let attempt = match attempt {
+                Ok(Ok(attempt)) => attempt,
+                Ok(Err(reason)) => {
+                    let step = Some(effect.step.to_owned());
+                    self.tell_surely(Input::Broken { step, reason }, flying.len()).await?;
+                    continue;
+                }
+                Err(panic) => {
+                    let panic = StepError::unknown(panic);
+                    Box::pin(async move { Err(panic) })
+                }
+            };
             flying.insert((effect.step, effect.what));
             let planned = plan.plan().step(effect.step);
             let (limit, target) = planned.map_or((PAUSE, None), |planned| (planned.attempt_timeout, planned.target));
-            let (definition, breakers) = (plan.clone(), self.runtime.breakers.clone());
+            let breakers = self.runtime.breakers.clone();
             flights.push(Box::pin(async move {
                 let (step, what) = (effect.step, effect.what);
                 let admitted = match &target {
@@ -418,7 +452,6 @@ impl Instance {
                         Err(wait) => return (step, what, Landed::Postponed(target.name, wait)),
                     },
                 };
-                let attempt = definition.attempt(step, what, call);
                 let input = try_once(effect, attempt, limit).await;
                 if let Some(admitted) = admitted {
                     admitted.end(failure_of(&input));
@@ -468,7 +501,18 @@ impl Instance {
         let held = row.owner.is_some();
         let (written, call) = (Along { append, row }, self.call(effect)?);
         self.runtime.write_point().ok()?;
-        let running = tokio::spawn(self.definition.command(effect.step, effect.what, call, written));
+        let command = guarded(|| self.definition.command(effect.step, effect.what, call, written));
+        let command = match command {
+            Ok(Ok(command)) => command,
+            Ok(Err(reason)) => {
+                return self.tell_surely(Input::Broken { step: Some(step), reason }, under_way).await;
+            }
+            Err(panic) => {
+                let panic = StepError::transient(panic);
+                Box::pin(async move { Err(NotCommitted::Failed(panic)) })
+            }
+        };
+        let running = tokio::spawn(command);
         let failure = match AbortOnDropHandle::new(running).await {
             Ok(Ok(())) => {
                 self.runtime.write_point().ok()?;
@@ -478,6 +522,12 @@ impl Instance {
             }
             Ok(Err(NotCommitted::Overtaken)) => {
                 self.doubted = true;
+                let _ = self.catch_up().await;
+                return Some(());
+            }
+            // The stream knows: if it was not written, it is decided again.
+            Ok(Err(NotCommitted::Unknown)) => {
+                sleep(PAUSE).await;
                 let _ = self.catch_up().await;
                 return Some(());
             }
@@ -521,7 +571,13 @@ impl Instance {
                 Ok(1..) => return true,
                 Ok(0) => {
                     self.doubted = true;
-                    return self.catch_up().await.is_err();
+                    while let Err(error) = self.catch_up().await {
+                        if matches!(error, StoreError::Closed) || self.runtime.stop.is_cancelled() {
+                            return true;
+                        }
+                        sleep(PAUSE).await;
+                    }
+                    return false;
                 }
                 Err(StoreError::Closed) => return true,
                 Err(error) => {
@@ -551,6 +607,26 @@ impl Instance {
                 Err(_) => sleep(PAUSE).await,
             }
         }
+    }
+}
+
+/// Why an instance is stuck of whose history this build cannot read something.
+fn unreadable(error: &str) -> String {
+    format!("its history cannot be read by this build: {error}. Retry with a build that can")
+}
+
+/// The same as `input`, with nothing of what it came to.
+fn plain(input: &Input, failure: Failure) -> Option<Input> {
+    let cause = failure.error.clone();
+    match input {
+        Input::Succeeded { step, .. } => Some(Input::Failed { step: step.clone(), failure }),
+        Input::Failed { step, failure: old } if old.error != cause => {
+            Some(Input::Failed { step: step.clone(), failure })
+        }
+        Input::UndoFailed { step, failure: old } if old.error != cause => {
+            Some(Input::UndoFailed { step: step.clone(), failure })
+        }
+        _ => None,
     }
 }
 

@@ -39,9 +39,16 @@ pub struct StepError {
     pub(crate) retry_after: Option<Duration>,
 }
 
+/// How much of a failure is recorded, in characters.
+const LONGEST: usize = 2_000;
+
 impl StepError {
     fn new(kind: FailureKind, message: impl fmt::Display) -> Self {
-        Self { kind, message: message.to_string(), retry_after: None }
+        // It is recorded: whatever a stranger sent, it fits, and can be stored.
+        let message = message.to_string();
+        let message =
+            message.chars().take(LONGEST).map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect();
+        Self { kind, message, retry_after: None }
     }
 
     /// The answer is no, and stays no. Nothing has happened, and the saga undoes what it has done.
@@ -166,7 +173,8 @@ impl<S: Saga> Cx<S> {
     /// key and the stream. So a step has one command for each aggregate.
     ///
     /// # Errors
-    /// A rejection is [`business`](StepError::business), whatever else fails is tried again.
+    /// A rejection is [`business`](StepError::business): nothing has happened. Where it is the second command of a step that
+    /// is rejected, something has: give each a step of its own, so that the first is undone.
     pub async fn execute<A: Aggregate>(&self, id: impl Into<Id>, command: A::Command) -> Result<Receipt, StepError> {
         let stream = StreamId::of(A::TYPE, id).map_err(StepError::business)?;
         let command_id = Uuid::new_v5(&self.key, stream.as_str().as_bytes());
@@ -226,6 +234,10 @@ pub struct Steps<S: Saga, T = ()> {
     /// The aggregates that commands go to, with the steps' names.
     pub(crate) aggregates: Vec<(TypeId, &'static str, &'static str)>,
     twice: Option<&'static str>,
+    /// Something that was said of what is no such step.
+    misplaced: Option<String>,
+    /// Whether the last step is not to be configured any more.
+    closed: bool,
     last: PhantomData<fn() -> T>,
 }
 
@@ -240,7 +252,15 @@ impl<S: Saga> Steps<S> {
     }
 
     fn none() -> Self {
-        Self { plan: Plan::default(), doing: BTreeMap::new(), aggregates: vec![], twice: None, last: PhantomData }
+        Self {
+            plan: Plan::default(),
+            doing: BTreeMap::new(),
+            aggregates: vec![],
+            twice: None,
+            misplaced: None,
+            closed: true,
+            last: PhantomData,
+        }
     }
 }
 
@@ -255,6 +275,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
             name,
             kind,
             has_undo: false,
+            undo_commits: false,
             retry: RetryPolicy::STEP,
             undo_retry: RetryPolicy::UNDO,
             timeout,
@@ -266,12 +287,13 @@ impl<S: Saga, T: Output> Steps<S, T> {
         if self.doing.insert(name, doing).is_some() {
             self.twice.get_or_insert(name);
         }
+        self.closed = false;
         self.cast()
     }
 
     fn cast<U>(self) -> Steps<S, U> {
-        let Self { plan, doing, aggregates, twice, .. } = self;
-        Steps { plan, doing, aggregates, twice, last: PhantomData }
+        let Self { plan, doing, aggregates, twice, misplaced, closed, .. } = self;
+        Steps { plan, doing, aggregates, twice, misplaced, closed, last: PhantomData }
     }
 
     /// Then `run`, which calls the outside world, or executes commands ([`Cx::execute`]).
@@ -334,21 +356,53 @@ impl<S: Saga, T: Output> Steps<S, T> {
         taking.collect()
     }
 
-    /// Two steps of one name, if there are such.
-    pub(crate) fn twice(&self) -> Option<&'static str> {
-        self.twice
+    /// What is wrong with the list, if something is.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let twice = self.twice.map(|name| format!("two steps of {} are called {name:?}: rename one", S::NAME));
+        twice.or_else(|| self.misplaced.clone())
+    }
+
+    /// `what` was said of a step to which it does not apply.
+    fn misplace(&mut self, what: &str) {
+        let of = match self.plan.stages.last().and_then(|stage| stage.last()) {
+            Some(step) if !self.closed => format!("step {:?}", step.name),
+            _ => "no step in particular".into(),
+        };
+        let text = format!(
+            "{what}() in the steps of {} is said of {of}: say it right behind the step that it is for",
+            S::NAME
+        );
+        self.misplaced.get_or_insert(text);
     }
 
     /// The steps so far, with one output less to know of.
-    pub fn end(self) -> Steps<S> {
+    pub fn end(mut self) -> Steps<S> {
+        self.closed = true;
         self.cast()
     }
 
-    fn last(&mut self) -> Option<&mut Planned> {
+    fn last(&mut self, what: &str) -> Option<&mut Planned> {
+        if self.closed {
+            self.misplace(what);
+            return None;
+        }
         self.plan.stages.last_mut()?.last_mut()
     }
 
-    fn last_doing(&mut self) -> Option<(&mut Planned, &mut Doing<S>)> {
+    fn last_wait(&mut self, what: &str) -> Option<&mut Planned> {
+        let last = self.plan.stages.last().and_then(|stage| stage.last());
+        if self.closed || !last.is_some_and(|last| matches!(last.kind, Kind::Wait { .. })) {
+            self.misplace(what);
+            return None;
+        }
+        self.plan.stages.last_mut()?.last_mut()
+    }
+
+    fn last_doing(&mut self, what: &str) -> Option<(&mut Planned, &mut Doing<S>)> {
+        if self.closed {
+            self.misplace(what);
+            return None;
+        }
         let planned = self.plan.stages.last_mut()?.last_mut()?;
         let doing = self.doing.get_mut(planned.name)?;
         Some((planned, doing))
@@ -362,7 +416,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
     where
         F: Future<Output = Result<(), StepError>> + Send + 'static,
     {
-        if let Some((planned, doing)) = self.last_doing() {
+        if let Some((planned, doing)) = self.last_doing("undo") {
             planned.has_undo = true;
             let name = planned.name;
             doing.undo = Some(Box::new(move |cx, output| match serde_json::from_value(output) {
@@ -381,8 +435,8 @@ impl<S: Saga, T: Output> Steps<S, T> {
         mut self,
         command: impl Fn(&Cx<S>, T) -> Result<(Id, A::Command), StepError> + Send + Sync + 'static,
     ) -> Self {
-        if let Some((planned, doing)) = self.last_doing() {
-            planned.has_undo = true;
+        if let Some((planned, doing)) = self.last_doing("undo_command") {
+            (planned.has_undo, planned.undo_commits) = (true, true);
             let name = planned.name;
             doing.undo_command = Some(Box::new(move |cx, output, along| {
                 let output = serde_json::from_value(output);
@@ -406,22 +460,23 @@ impl<S: Saga, T: Output> Steps<S, T> {
     where
         F: Future<Output = Result<Option<T>, StepError>> + Send + 'static,
     {
-        if let Some((planned, doing)) = self.last_doing()
-            && let Kind::Call { asks } = &mut planned.kind
-        {
-            *asks = true;
-            let name = planned.name;
-            doing.ask = Some(Box::new(move |cx| {
-                let asking = ask(cx);
-                Box::pin(async move { asking.await?.map(|said| output(name, &said)).transpose() })
-            }));
-        }
+        let Some((planned, doing)) = self.last_doing("ask") else { return self };
+        let Kind::Call { asks } = &mut planned.kind else {
+            self.misplace("ask");
+            return self;
+        };
+        *asks = true;
+        let name = planned.name;
+        doing.ask = Some(Box::new(move |cx| {
+            let asking = ask(cx);
+            Box::pin(async move { asking.await?.map(|said| output(name, &said)).transpose() })
+        }));
         self
     }
 
     /// Whom the last step calls, also to undo it and to ask: what else is called there shares a circuit breaker with it.
     pub fn calls(mut self, target: Target) -> Self {
-        if let Some(planned) = self.last() {
+        if let Some(planned) = self.last("calls") {
             planned.target = Some(target);
         }
         self
@@ -429,7 +484,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
 
     /// How often the last step is tried; [`RetryPolicy::STEP`] if this is not said.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
-        if let Some(planned) = self.last() {
+        if let Some(planned) = self.last("retry") {
             planned.retry = policy;
         }
         self
@@ -437,7 +492,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
 
     /// How often the last step's undo is tried; [`RetryPolicy::UNDO`] if this is not said.
     pub fn undo_retry(mut self, policy: RetryPolicy) -> Self {
-        if let Some(planned) = self.last() {
+        if let Some(planned) = self.last("undo_retry") {
             planned.undo_retry = policy;
         }
         self
@@ -445,7 +500,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
 
     /// How long the last step may take, with all its attempts; an hour if this is not said. Then it has failed.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        if let Some(planned) = self.last() {
+        if let Some(planned) = self.last("timeout") {
             planned.timeout = timeout;
         }
         self
@@ -454,7 +509,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
     /// How long one attempt of the last step, or of its undo, may take; 30 s if this is not said. Then nobody waits for it any more, and
     /// whether it happened is [`unknown`](StepError::unknown).
     pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
-        if let Some(planned) = self.last() {
+        if let Some(planned) = self.last("attempt_timeout") {
             planned.attempt_timeout = timeout;
         }
         self
@@ -462,7 +517,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
 
     /// The last step is left out where `condition` does not hold.
     pub fn when(mut self, condition: impl Fn(&Facts<S>) -> bool + Send + Sync + 'static) -> Self {
-        if let Some(planned) = self.last() {
+        if let Some(planned) = self.last("when") {
             planned.when = Some(rule(move |facts: &Facts<S>| Ok(condition(facts))));
         }
         self
@@ -470,7 +525,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
 
     /// What the last step, which waits, goes on with when nothing came in its time.
     pub fn or_else(mut self, default: impl Fn(&Facts<S>) -> T + Send + Sync + 'static) -> Self {
-        if let Some(Planned { kind: Kind::Wait { in_vain }, name, .. }) = self.last() {
+        if let Some(Planned { kind: Kind::Wait { in_vain }, name, .. }) = self.last_wait("or_else") {
             let name = *name;
             *in_vain = InVain::GoesOn(rule(move |facts: &Facts<S>| {
                 output(name, &default(facts)).map_err(|error| error.message)
@@ -482,7 +537,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
     /// When nothing came in its time for the last step, which waits, somebody is to look: the instance is stuck, until it comes
     /// after all.
     pub fn or_stuck(mut self) -> Self {
-        if let Some(Planned { kind: Kind::Wait { in_vain }, .. }) = self.last() {
+        if let Some(Planned { kind: Kind::Wait { in_vain }, .. }) = self.last_wait("or_stuck") {
             *in_vain = InVain::Stuck;
         }
         self
@@ -490,7 +545,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
 
     /// The last step, which waits, does so until this time instead of for a time.
     pub fn until(mut self, until: impl Fn(&Facts<S>) -> DateTime<Utc> + Send + Sync + 'static) -> Self {
-        if let Some(planned) = self.last() {
+        if let Some(planned) = self.last_wait("until") {
             planned.until = Some(rule(move |facts: &Facts<S>| Ok(until(facts))));
         }
         self
@@ -507,6 +562,8 @@ impl<S: Saga, T: Output> Steps<S, T> {
         }
         self.aggregates.extend(group.aggregates);
         self.twice = self.twice.or(group.twice);
+        self.misplaced = self.misplaced.or(group.misplaced);
+        self.closed = true;
         self.cast()
     }
 }

@@ -1,4 +1,5 @@
--- Lists instances of sagas, those that began first first.
+-- Lists instances of sagas, those that began first first. Not a statement as it stands: $chosen is a condition that says by which
+-- index they are looked up (framework/src/saga/control.rs).
 --
 --   $1 saga            text         null for all
 --   $2 states          text[]       null for all
@@ -20,7 +21,7 @@ select s.stream, s.saga, s.definition, s.version, s.state, s.step, s.reason, s.c
   ) as runs
 from annals.sagas s
 left join annals.processes p on p.process_id = s.owner
-where ($1::text is null or s.saga = $1) and ($2::text[] is null or s.state = any ($2))
+where $chosen and ($1::text is null or s.saga = $1) and ($2::text[] is null or s.state = any ($2))
   and ($3::text is null or $3 = any (string_to_array(s.step, ', ')))
   and ($4::uuid is null or s.correlation_id = $4)
   and ($5::double precision is null or s.started_at <= statement_timestamp() - make_interval(secs => $5))
