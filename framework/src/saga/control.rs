@@ -95,7 +95,7 @@ pub struct SagaInstance {
     pub reason: Option<String>,
     /// What joins it with whatever else one request led to.
     pub correlation_id: Option<Uuid>,
-    /// The process that runs it now.
+    /// The process that runs it now: its name, and its number on its machine.
     pub owner: Option<String>,
     /// When it goes on by itself.
     pub due_at: Option<DateTime<Utc>>,

@@ -14,7 +14,8 @@
 -- Returns (stream text, saga text, definition integer, version bigint, state text, step text, reason text, correlation_id uuid,
 -- owner text, due_at timestamptz, waits_for text, started_at timestamptz, changed_at timestamptz, runs boolean: whether a process
 -- that is alive has its version).
-select s.stream, s.saga, s.definition, s.version, s.state, s.step, s.reason, s.correlation_id, p.name as owner, s.due_at,
+select s.stream, s.saga, s.definition, s.version, s.state, s.step, s.reason, s.correlation_id,
+  p.name || ' (' || p.pid || ')' as owner, s.due_at,
   s.waits_for, s.started_at, s.changed_at,
   exists (
     select from annals.processes r where r.alive_until > statement_timestamp() and s.saga || ':' || s.definition = any (r.runs)
