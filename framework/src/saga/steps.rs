@@ -3,9 +3,7 @@
 use std::{
     any::TypeId,
     collections::BTreeMap,
-    error::Error,
     marker::PhantomData,
-    ops::Deref,
     panic::{AssertUnwindSafe, catch_unwind},
     time::Duration,
 };
