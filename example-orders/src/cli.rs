@@ -1,11 +1,16 @@
 //! What can be typed.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf, time::Duration};
 
-use annals::{By, DeadLetters, Position};
-use clap::{Args, Parser, Subcommand};
+use annals::{By, DeadLetters, Outcome, Position, SagaFilter, SagaState};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use uuid::Uuid;
 
-use crate::{login, shop::Role};
+use crate::{
+    gateway::{self, Switches},
+    login,
+    shop::Role,
+};
 
 /// Where the private Postgres is when nobody says where.
 pub(crate) const DATA_DIR: &str = ".data";
@@ -79,6 +84,256 @@ pub(crate) enum Command {
     /// paused or halted does once it is resumed. What is discarded then is left out: the good event behind it takes effect, and
     /// the order is in the read models.
     PlantPoison,
+    /// Looks after sagas: what runs, what is stuck, and what is done about it.
+    ///
+    /// It works beside the processes that run them, and runs none itself: `work` does.
+    #[command(subcommand)]
+    Sagas(SagaCommand),
+    /// Moves money from one account to another, and shows how. An account that is new begins with $1,000.00.
+    ///
+    /// What was begun before is finished first; without arguments that is all. Exit code 1 when the money did not arrive.
+    Transfer {
+        /// Whose money it is.
+        #[arg(requires = "to")]
+        from: Option<String>,
+        /// Who gets it.
+        #[arg(requires = "cents")]
+        to: Option<String>,
+        /// How much, in cents.
+        #[arg(value_parser = cents)]
+        cents: Option<i64>,
+        /// Ends this process between the debit and the credit, as if it were killed.
+        #[arg(long, requires = "from")]
+        crash: bool,
+    },
+    /// Places random orders in the online shop, has them fulfilled, and compares the log with the gateway's books and the stock.
+    ///
+    /// It starts a gateway of its own, with these switches, and processes that run the sagas. Exit code 1 when anything does not
+    /// agree.
+    Fulfil {
+        /// How many orders.
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = number::<1_000_000>)]
+        count: usize,
+        /// How many processes run the sagas.
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = number::<64>)]
+        processes: usize,
+        /// How often one of them is killed with SIGKILL, and started again.
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        kill_every: Option<Duration>,
+        #[command(flatten)]
+        switches: Switches,
+        /// Ends with one line of JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compares what the log says with the gateway's books, order by order and to the cent, and with the stock. Exit code 1 when
+    /// anything does not agree.
+    Reconcile {
+        /// Where the gateway is; without it, the one whose books `fulfil` left.
+        #[arg(long, value_name = "URL")]
+        gateway: Option<String>,
+        /// One line of JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Runs the sagas, what they left undone first, until it is stopped.
+    ///
+    /// Several may run at once, and any may be killed: another goes on with what it ran. Orders of the online shop that are placed
+    /// meanwhile are fulfilled.
+    Work {
+        #[command(flatten)]
+        gateway: At,
+        #[command(flatten)]
+        life: Life,
+    },
+    /// Takes payments and books shipments, over HTTP: what the shop calls outside. Says where it listens once it is ready.
+    ///
+    /// Its books are a file of its own, which survives it. `GET /ledger` shows them; `GET` and `PUT /switches` show and set what
+    /// goes wrong, while it runs. Requests that change something carry an `Idempotency-Key`, and are carried out once for it.
+    Gateway {
+        /// Where it listens; 0 for any port that is free.
+        #[arg(long, value_name = "N", default_value_t = gateway::DEFAULT_PORT)]
+        port: u16,
+        /// The folder of its books.
+        #[arg(long, value_name = "FOLDER", default_value = ".gateway")]
+        data: PathBuf,
+        #[command(flatten)]
+        switches: Switches,
+        #[command(flatten)]
+        life: Life,
+    },
+}
+
+/// What is done about sagas.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SagaCommand {
+    /// Shows instances, those that began first first.
+    List {
+        #[command(flatten)]
+        filter: Filter,
+        /// How many at most.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+        /// A line of JSON an instance instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows all that has happened to an instance.
+    Show {
+        #[command(flatten)]
+        instance: Instance,
+        /// A line of JSON an event instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows how many instances of each saga run, are completed, compensated or stuck.
+    Summary {
+        /// One line of JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lets an instance go on at once that is stuck, or that waits for its next attempt. Takes a --reason.
+    Retry {
+        #[command(flatten)]
+        instance: Instance,
+        #[command(flatten)]
+        by: Reasoned,
+    },
+    /// Lets an instance leave out a step, or its undo, at which it is: somebody has seen to it. Takes a --reason.
+    Skip {
+        #[command(flatten)]
+        instance: Instance,
+        /// The step.
+        step: String,
+        #[command(flatten)]
+        by: Reasoned,
+    },
+    /// Declares an instance ended: nothing more is done for it. Takes a --reason.
+    Resolve {
+        #[command(flatten)]
+        instance: Instance,
+        /// As what it ended.
+        #[arg(long = "as", value_name = "OUTCOME")]
+        outcome: Ended,
+        #[command(flatten)]
+        by: Reasoned,
+    },
+    /// Calls an instance off: what it did is undone. Takes a --reason.
+    Cancel {
+        #[command(flatten)]
+        instance: Instance,
+        #[command(flatten)]
+        by: Reasoned,
+    },
+    /// Lets no instance of a saga begin or go on, until it is resumed.
+    Pause {
+        /// The saga.
+        saga: String,
+        #[command(flatten)]
+        by: Signature,
+    },
+    /// Lets a saga go on that was paused or that halted.
+    Resume {
+        /// The saga.
+        saga: String,
+        #[command(flatten)]
+        by: Signature,
+    },
+}
+
+impl SagaCommand {
+    /// Refuses what lacks something, before anything is opened.
+    ///
+    /// # Errors
+    /// There is no reason for what needs one.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Retry { by, .. } | Self::Skip { by, .. } | Self::Resolve { by, .. } | Self::Cancel { by, .. } => {
+                if by.reason.as_deref().is_none_or(|reason| reason.trim().is_empty()) {
+                    return Err("nothing was done: say why with --reason TEXT, which stays with the instance".into());
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An instance of a saga.
+#[derive(Debug, Args)]
+pub(crate) struct Instance {
+    /// The saga.
+    pub(crate) saga: String,
+    /// The instance.
+    pub(crate) id: String,
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.saga, self.id)
+    }
+}
+
+/// As what an operator declares an instance ended.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Ended {
+    /// All of it was done.
+    Completed,
+    /// All of it was undone.
+    Compensated,
+}
+
+impl From<Ended> for Outcome {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Completed => Self::Completed,
+            Ended::Compensated => Self::Compensated,
+        }
+    }
+}
+
+/// Which instances.
+#[derive(Debug, Args)]
+pub(crate) struct Filter {
+    /// Those of this saga.
+    saga: Option<String>,
+    /// Those in this state; several may be given.
+    #[arg(long, value_parser = state)]
+    state: Vec<SagaState>,
+    /// Those at this step.
+    #[arg(long)]
+    step: Option<String>,
+    /// Those that began at least so long ago, such as 30s, 10m, 2h or 7d.
+    #[arg(long, value_name = "AGE", value_parser = age)]
+    older_than: Option<Duration>,
+    /// Those of this correlation.
+    #[arg(long, value_name = "ID")]
+    correlation: Option<Uuid>,
+    /// Those with this in their id.
+    #[arg(long)]
+    id: Option<String>,
+}
+
+impl From<Filter> for SagaFilter {
+    fn from(Filter { saga, state, step, older_than, correlation, id }: Filter) -> Self {
+        Self { saga, states: state, step, correlation_id: correlation, older_than, id, after: None }
+    }
+}
+
+/// How long a process lives.
+#[derive(Debug, Args)]
+pub(crate) struct Life {
+    /// Ends when its standard input does, so that it does not outlive whoever started it.
+    #[arg(long, hide = true)]
+    pub(crate) attached: bool,
+}
+
+/// Where the gateway is.
+#[derive(Debug, Args)]
+pub(crate) struct At {
+    /// Where the gateway is that takes payments and books shipments.
+    #[arg(long = "gateway", value_name = "URL", default_value = gateway::DEFAULT_URL)]
+    pub(crate) url: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -311,6 +566,40 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
+fn cents(text: &str) -> Result<i64, String> {
+    match text.replace(',', "").parse() {
+        Ok(cents) if cents > 0 => Ok(cents),
+        _ => Err("an amount is a whole number of cents, from 1 on".into()),
+    }
+}
+
+fn number<const MOST: usize>(text: &str) -> Result<usize, String> {
+    match text.replace(',', "").parse() {
+        Ok(number) if (1..=MOST).contains(&number) => Ok(number),
+        _ => Err(format!("a number is a whole one from 1 to {MOST}")),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) if (0.1..=86_400.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("a time is a number of seconds from 0.1 on".into()),
+    }
+}
+
+fn state(text: &str) -> Result<SagaState, String> {
+    SagaState::named(text)
+        .ok_or_else(|| "a state is one of early, running, undoing, stuck, completed, compensated".into())
+}
+
+fn age(text: &str) -> Result<Duration, String> {
+    let seconds = [("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400)].into_iter().find_map(|(unit, seconds)| {
+        let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
+        number.checked_mul(seconds).filter(|seconds| *seconds <= 100 * 366 * 86_400)
+    });
+    seconds.map(Duration::from_secs).ok_or_else(|| "an age is a number and s, m, h or d, such as 10m".into())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -330,6 +619,16 @@ mod tests {
         assert!(["0", "-1", "inf", "NaN", "fast"].iter().all(|text| pace(text).is_err()));
         assert_eq!(["0.1", "10,000"].map(rate), [Ok(0.1), Ok(10_000.0)]);
         assert!(["0", "0.09", "-1", "10001", "inf", "NaN", "fast"].iter().all(|text| rate(text).is_err()));
+    }
+
+    #[test]
+    fn ages_amounts_and_states_are_what_they_say() {
+        assert_eq!(["30s", "10m", "2h", "7d"].map(|text| age(text).unwrap().as_secs()), [30, 600, 7_200, 604_800]);
+        assert!(["", "10", "m", "-1m", "1.5h", "99999999999999d", "1µ"].iter().all(|text| age(text).is_err()));
+        assert_eq!(cents("1,000"), Ok(1_000));
+        assert!(["0", "-1", "1.5", "x"].iter().all(|text| cents(text).is_err()));
+        assert_eq!(state("stuck"), Ok(SagaState::Stuck));
+        assert!(state("lost").is_err());
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use annals::{Followers, PartitionLag, Position, StoreError};
 use serde::Serialize;
 
+use crate::sagas;
+
 /// States, from the best to the worst.
 const STATES: [&str; 5] = ["running", "retrying", "unowned", "paused", "halted"];
 
@@ -52,7 +54,8 @@ pub(crate) struct Build {
 /// Postgres cannot be asked.
 pub(crate) async fn models(followers: &Followers) -> Result<Vec<Model>, StoreError> {
     let mut builds: BTreeMap<String, [Option<Build>; 3]> = BTreeMap::new();
-    for partition in followers.lag().await? {
+    // What follows the log for a saga is looked after with the saga.
+    for partition in followers.lag().await?.into_iter().filter(|it| !sagas::ALL.contains(&&*it.follower)) {
         let nth = match &*partition.purpose {
             "live" => 0,
             "rebuild" => 1,
