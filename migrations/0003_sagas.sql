@@ -24,7 +24,31 @@ create table annals.sagas (
 create index sagas_due on annals.sagas (saga, definition, due_at) where owner is null and due_at is not null;
 create index sagas_owner on annals.sagas (owner) where owner is not null;
 create index sagas_open on annals.sagas (saga, state, started_at) where state not in ('completed', 'compensated');
+create index sagas_waits_for on annals.sagas (waits_for) where waits_for is not null;
 create index sagas_correlation_id on annals.sagas (correlation_id);
+
+-- Whom a process calls outside, and whether it does at present.
+create table annals.breakers (
+  process_id uuid        not null,
+  target     text        not null,
+  state      text        not null,
+  failures   integer     not null, -- in a row
+  last_error text,
+  open_until timestamptz,
+  changed_at timestamptz not null default clock_timestamp(),
+  constraint breakers_key primary key (process_id, target)
+);
+
+-- What somebody said about a target last: it holds for every process, also for one that starts later.
+create table annals.breaker_orders (
+  target     text        not null,
+  order_id   bigint      not null generated always as identity,
+  opens      boolean     not null,
+  actor      text        not null,
+  reason     text        not null,
+  ordered_at timestamptz not null default clock_timestamp(),
+  constraint breaker_orders_key primary key (target)
+);
 
 -- The roles, where the store has them (sql/create_roles.sql), may use what is new.
 do $$
@@ -37,9 +61,9 @@ begin
     select rolname as role, right(rolname, 7) = '_writer' as writes from pg_roles
     where shobj_description(oid, 'pg_authid') = mark and right(rolname, 7) in ('_writer', '_reader')
   loop
-    execute format('grant select on annals.sagas to %I', thing.role);
+    execute format('grant select on annals.sagas, annals.breakers, annals.breaker_orders to %I', thing.role);
     if thing.writes then
-      execute format('grant insert, update, delete on annals.sagas to %I', thing.role);
+      execute format('grant insert, update, delete on annals.sagas, annals.breakers, annals.breaker_orders to %I', thing.role);
     end if;
   end loop;
 end $$;

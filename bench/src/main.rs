@@ -8,7 +8,8 @@
 //!
 //! Appends and commands stand beside `pgbench` inserting the same row shape, reads and read models beside a bare sqlx read
 //! of the same rows, the import beside single commands. Appends beside a rebuild or followers in trouble stand beside the same
-//! without, a read model with poison beside one without, and one that wants little beside one that wants all.
+//! without, a read model with poison beside one without, one that wants little beside one that wants all, and sagas beside the
+//! commands that they execute.
 
 mod append;
 mod beside;
@@ -20,6 +21,7 @@ mod pgbench;
 mod plans;
 mod read;
 mod report;
+mod sagas;
 mod server;
 
 use std::{fs::File, io::Write, path::PathBuf};
@@ -89,6 +91,9 @@ enum Action {
     /// One of several processes that append.
     #[command(hide = true)]
     Writer { url: String, store: String, callers: usize, seconds: u64 },
+    /// One of several processes that run sagas.
+    #[command(hide = true)]
+    SagasProcess { url: String },
 }
 
 /// Something that is measured beside its limit.
@@ -112,6 +117,10 @@ enum Case {
     Compare((Model, Model), Order),
     /// How soon a view shows what was acknowledged.
     Visible,
+    /// Sagas that end, in so many processes, beside so many that sleep.
+    Sagas { processes: usize, sleeping: usize },
+    /// How soon a saga begins.
+    SagaBegins,
     /// The example's import.
     Import,
 }
@@ -147,6 +156,11 @@ const CASES: &[(&str, Case)] = &[
     ("sparse", Case::Compare((Model::Rare, Model::Everything), Order::Mixed)),
     ("sparse-types", Case::Compare((Model::RareType, Model::Everything), Order::Mixed)),
     ("visible", Case::Visible),
+    ("sagas", Case::Sagas { processes: 1, sleeping: 0 }),
+    ("sagas-2-processes", Case::Sagas { processes: 2, sleeping: 0 }),
+    ("sagas-4-processes", Case::Sagas { processes: 4, sleeping: 0 }),
+    ("sagas-sleeping", Case::Sagas { processes: 1, sleeping: 100_000 }),
+    ("saga-begins", Case::SagaBegins),
     ("import", Case::Import),
 ];
 
@@ -166,6 +180,7 @@ async fn main() -> Result<(), BoxError> {
         Some(Action::Writer { url, store, callers, seconds }) => {
             return growth::writer(url, store, *callers, *seconds).await;
         }
+        Some(Action::SagasProcess { url }) => return sagas::process(url).await,
         None => {}
     }
     let wanted = |name: &str| {
@@ -234,6 +249,8 @@ impl Bench<'_> {
             Case::CatchUp(model, order) => both(read::catch_up(server, model, order, log).await?),
             Case::Compare(models, order) => both(read::compare(server, models, order, log).await?),
             Case::Visible => (read::visible(server, seconds).await?, None),
+            Case::Sagas { processes, sleeping } => both(sagas::ended_a_second(server, processes, sleeping).await?),
+            Case::SagaBegins => (sagas::begun_after(server, seconds).await?, None),
             Case::Import => {
                 let import = self.import.as_ref().ok_or("there is nothing to import")?;
                 (import.run(server).await?, Some(append::command(server, 1, 32, false, seconds).await?))

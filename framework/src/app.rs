@@ -386,6 +386,10 @@ impl App {
         let Some(follower) = follower else {
             return Err(StoreError::Unfit(format!("no view or projector {name:?} is registered in this app")));
         };
+        if !follower.model.is_read_model() {
+            let kind = follower.model.kind;
+            return Err(StoreError::Unfit(format!("{name} is a {kind}, and builds nothing that could be compared")));
+        }
         let (tail, process) = match &*self.lock_coordinator() {
             Some(started) => (started.tail.clone(), started.process),
             None => return Err(StoreError::Closed),

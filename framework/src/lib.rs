@@ -2,6 +2,7 @@
 
 pub mod aggregate;
 pub mod app;
+pub mod breaker;
 pub mod config;
 #[cfg(all(unix, feature = "embedded"))]
 pub mod embedded;
@@ -9,6 +10,7 @@ pub mod error;
 pub mod event;
 pub mod execute;
 pub mod projector;
+pub mod reactor;
 pub mod saga;
 mod sql;
 pub mod store;
@@ -19,14 +21,16 @@ pub mod view;
 
 pub use aggregate::{Aggregate, Context};
 pub use app::{App, Builder, Follow, Lag, ReplayFailure, ReplayProgress, Replayed, StartError, WaitError};
+pub use breaker::{CircuitBreaker, CircuitBreakers, Target};
 pub use config::{Config, Limits, Pooler};
 pub use error::{BoxError, ExecuteError, InvalidInput, StoreError, Undecodable};
 pub use event::{ContractError, Event, Metadata, Payload, PayloadLimits, Recorded, Upcast};
 pub use execute::{CommandCounts, Either, Options};
 pub use projector::Projector;
+pub use reactor::{Reaction, Reactor};
 pub use saga::{
-    Cx, Facts, FailureKind, Outcome, RetryPolicy, Saga, SagaCounts, SagaEvent, SagaFilter, SagaInstance, SagaState,
-    Sagas, StepError, Steps,
+    Attention, Cx, Expectation, Facts, FailureKind, Outcome, RetryPolicy, Saga, SagaCounts, SagaEvent, SagaFilter,
+    SagaInstance, SagaState, Sagas, StepError, Steps,
 };
 pub use store::{Annals, Append, Finding, Holder, Horizon, NewEvent, Page, ReadLog, ReadStream, Roles, Severity};
 pub use stream::{ExpectedVersion, Id, Position, Receipt, StreamId, Version};

@@ -3,6 +3,7 @@
 use std::{
     any::TypeId,
     collections::HashMap,
+    marker::PhantomData,
     sync::{Arc, Mutex},
 };
 
@@ -20,7 +21,8 @@ use crate::{
     event::contract::Contracts,
     execute::Repository,
     projector,
-    saga::{self, Definition, Runtime, Saga, SagaEvent, Typed},
+    reactor::{self, Reactor},
+    saga::{self, Attention, Definition, Expectation, Expected, OnAttention, Runtime, Saga, SagaEvent, Typed},
     store::Annals,
     subscription::{Coordinator, Model, Registered, Seat, send_wake_ups},
     view::{self, ViewSql},
@@ -81,6 +83,8 @@ pub struct Builder {
     /// (an aggregate, its type's name, and what sends it commands).
     commanded: Vec<(TypeId, &'static str, String)>,
     aggregates: Vec<TypeId>,
+    on_attention: Option<OnAttention>,
+    dies_at: Option<usize>,
     follow: Follow,
     error: Option<StartError>,
 }
@@ -99,6 +103,8 @@ impl Annals {
             sagas: vec![],
             commanded: vec![],
             aggregates: vec![],
+            on_attention: None,
+            dies_at: None,
             follow: Follow::All,
             error: None,
         }
@@ -171,6 +177,34 @@ impl Builder {
         self
     }
 
+    /// Lets `E` watch that what begins also ends.
+    pub fn expectation<E: Expectation>(self) -> Self {
+        self.saga(Expected::<E>(PhantomData))
+    }
+
+    /// Lets `reactor` follow the log.
+    pub fn reactor<R: Reactor>(mut self, reactor: R) -> Self {
+        self.readers.push(Box::new(|contracts| contracts.check_reader::<R::Event>(R::SKIPS)));
+        let define: Define =
+            Box::new(move |store, contracts, runtime| reactor::model(reactor, store, contracts, runtime));
+        self.followers.push((R::NAME, define));
+        self
+    }
+
+    /// Has `tell` called once for each instance that is stuck and each expectation that is missed, in whichever process sees it
+    /// first. It is to be quick: what takes long it leaves to a task of its own.
+    pub fn on_attention(mut self, tell: impl Fn(Attention) + Send + Sync + 'static) -> Self {
+        self.on_attention = Some(Arc::new(tell));
+        self
+    }
+
+    /// For tests: at this write of a saga, counted before and after each, the app is as good as dead.
+    #[cfg(all(unix, feature = "testing"))]
+    pub(crate) fn dies_at(mut self, write: usize) -> Self {
+        self.dies_at = Some(write);
+        self
+    }
+
     /// Which of the read models this process runs: all of them unless told otherwise. Each partition is run by one process at a
     /// time, whichever of those that may has taken it.
     pub fn follow(mut self, follow: Follow) -> Self {
@@ -188,7 +222,8 @@ impl Builder {
         let repositories = this.repositories.into_iter().map(|make| make(&store, &contracts)).collect();
         let (stop, process) = (CancellationToken::new(), Uuid::now_v7());
         let runs = |name: &str| this.follow.has(name);
-        let runtime = Runtime::new(store.clone(), process, this.sagas, runs, stop.child_token());
+        let runtime =
+            Runtime::new(store.clone(), process, this.sagas, runs, this.on_attention, this.dies_at, stop.child_token());
         let models = this.followers.into_iter().map(|(_, define)| define(&store, &contracts, &runtime));
         let models: Vec<Model> = models.collect::<Result<_, InvalidInput>>()?;
         let names: Vec<&'static str> = models.iter().map(|model| model.name).collect();
@@ -224,7 +259,7 @@ impl Builder {
         });
         let app = App { inner };
         // What follows may lead to commands: it needs the whole app.
-        app.inner.sagas.start(app.inner.contracts.clone(), app.downgrade());
+        app.inner.sagas.start(app.inner.contracts.clone(), app.downgrade()).await?;
         if !app.inner.followers.is_empty() {
             let inner = &app.inner;
             let followers = inner.followers.clone();

@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use super::{
     Cx, Facts, Saga, StepError, Steps,
-    engine::What,
+    engine::{Effect, What},
     plan::{Kind, Plan},
-    state::State,
+    state::{Phase, State},
 };
 use crate::{
     App, Id, Options, Payload, PayloadLimits, Recorded, StoreError,
@@ -79,7 +79,8 @@ impl<S: Saga> Typed<S> {
     fn cx(&self, call: Call) -> Result<(Cx<S>, Arc<State>), StepError> {
         let facts = Facts::of(&call.state).map_err(StepError::unknown)?;
         let Call { id, key, attempt, now, state, app, options } = call;
-        Ok((Cx { saga: self.saga.clone(), id, key, attempt, now, facts, app, options }, state))
+        let reason = (state.phase == Phase::Undoing).then(|| state.reason.clone());
+        Ok((Cx { saga: self.saga.clone(), id, key, attempt, now, reason, facts, app, options }, state))
     }
 }
 
@@ -171,11 +172,12 @@ impl<S: Saga> Definition for Typed<S> {
     }
 }
 
-/// What a step is known by outside: for all its attempts the same, for its undo another. Two instances never share one, not even of
-/// two stores.
-pub(crate) fn key(started: Uuid, step: &str, what: What) -> Uuid {
-    let direction = if what == What::Undo { "undo" } else { "run" };
-    Uuid::new_v5(&started, format!("{direction} {step}").as_bytes())
+/// What a step is known by outside: for all its attempts the same, until it is dead; for its undo another. Two instances never
+/// share one, not even of two stores.
+pub(crate) fn key(started: Uuid, effect: &Effect) -> Uuid {
+    let direction = if effect.what == What::Undo { "undo" } else { "run" };
+    let again = if effect.dead_keys > 0 { format!(" {}", effect.dead_keys) } else { String::new() };
+    Uuid::new_v5(&started, format!("{direction} {}{again}", effect.step).as_bytes())
 }
 
 impl From<StoreError> for NotCommitted {

@@ -13,10 +13,10 @@ use serde_json::Value;
 
 use super::{
     event::{FailureKind, Outcome, SagaEvent},
-    plan::{Kind, Plan, Planned},
+    plan::{InVain, Kind, Plan, Planned},
     state::{Phase, Progress, State, StepState, later},
 };
-use crate::Position;
+use crate::{Position, Target};
 
 /// A failure as the engine is told of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,7 +42,7 @@ pub(crate) enum Input {
         step: String,
         failure: Failure,
     },
-    /// Whoever was asked says that it did not happen, and never will under this key.
+    /// Whoever was asked says that it did not happen, and never will under this key: it is dead.
     NotDone {
         step: String,
     },
@@ -103,6 +103,8 @@ pub(crate) struct Effect {
     pub(crate) what: What,
     /// Which attempt this is, from 1.
     pub(crate) attempt: u32,
+    /// How many keys of the step are dead.
+    pub(crate) dead_keys: u32,
 }
 
 /// Decides what becomes of an instance. An error is an operator's input that does not fit: nothing happens then.
@@ -131,23 +133,28 @@ pub(crate) fn effects(plan: &Plan, state: &State, now: DateTime<Utc>) -> Vec<Eff
         let what = match (step.progress, &planned.kind) {
             (Progress::Undoing | Progress::UndoWaiting, _) if undoing => What::Undo,
             (Progress::Undoing | Progress::UndoWaiting, _) | (_, Kind::Wait { .. }) => return None,
-            (_, Kind::Call { asks: true, .. }) if step.unknown > 0 => What::Ask,
+            (_, Kind::Call { asks: true }) if step.unknown > 0 => What::Ask,
             _ => What::Run,
         };
-        Some(Effect { step: planned.name, what, attempt: step.attempts + 1 })
+        let dead_keys = if what == What::Undo { 0 } else { step.dead_keys };
+        Some(Effect { step: planned.name, what, attempt: step.attempts + 1, dead_keys })
     };
     state.current().filter(|step| is_due(step)).filter_map(effect).collect()
 }
 
-/// When there will be something to do that nothing but time brings.
-pub(crate) fn wakes_at(plan: &Plan, state: &State) -> Option<DateTime<Utc>> {
+/// When there will be something to do, or is over, that nothing but time brings. What is due by `now` is an effect.
+pub(crate) fn wakes_at(plan: &Plan, state: &State, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
     if !matches!(state.phase, Phase::Forward | Phase::Undoing) {
         return None;
     }
     let wakes = |step: &StepState| {
         let deadline = (state.phase == Phase::Forward && step.is_open() && !step.timed_out).then_some(step.deadline_at);
         let waits = plan.step(&step.name).is_some_and(|planned| matches!(planned.kind, Kind::Wait { .. }));
-        if waits && step.is_open() { deadline } else { step.next_at.into_iter().chain(deadline).min() }
+        if waits && step.is_open() {
+            deadline
+        } else {
+            step.next_at.filter(|at| *at > now).into_iter().chain(deadline).min()
+        }
     };
     state.current().filter_map(wakes).min()
 }
@@ -204,7 +211,11 @@ impl<'p> Turn<'p> {
             Input::Event { position, outputs } => {
                 if !self.state.has_ended() && !self.state.has_received(position) {
                     for (step, output) in outputs {
+                        let late = matches!(&self.state.phase, Phase::Stuck { step: Some(at), .. } if *at == step);
+                        let goes_on =
+                            late.then(|| SagaEvent::StepCompleted { step: step.clone(), output: output.clone() });
                         self.emit(SagaEvent::EventReceived { step, position, output });
+                        goes_on.into_iter().for_each(|event| self.emit(event));
                     }
                 }
             }
@@ -293,7 +304,9 @@ impl<'p> Turn<'p> {
         let mut next = delay.map(|delay| later(self.now, delay));
         let mut lapsed = false;
         if unknown {
-            if let Kind::Call { asks: false, key_life: Some(life) } = planned.kind {
+            if let (Kind::Call { asks: false }, Some(Target { key_life: Some(life), .. })) =
+                (&planned.kind, planned.target)
+            {
                 let lives_until = later(started_at, life);
                 lapsed = next.is_some_and(|next| next >= lives_until);
                 next = next.filter(|_| !lapsed);
@@ -304,7 +317,8 @@ impl<'p> Turn<'p> {
         }
         let step = name.to_owned();
         let said = error.clone();
-        self.emit(SagaEvent::StepFailed { step, attempt, kind, error, unknown, next_attempt_at: next });
+        let key_is_dead = asked == Some(false);
+        self.emit(SagaEvent::StepFailed { step, attempt, kind, error, unknown, key_is_dead, next_attempt_at: next });
         if unknown && next.is_none() {
             let why =
                 if lapsed { "its key does not live any longer" } else { "there are no attempts left to find out" };
@@ -356,18 +370,25 @@ impl<'p> Turn<'p> {
             .collect();
         for (step, open) in over {
             let kind = self.plan.step(&step).map(|planned| &planned.kind);
-            let Some(Kind::Wait { or_else }) = kind else {
+            let Some(Kind::Wait { in_vain }) = kind else {
                 self.emit(SagaEvent::StepTimedOut { step, under_way: open });
                 continue;
             };
-            let output = or_else.as_ref().map(|or_else| or_else(&self.state));
-            match output {
-                None => self.emit(SagaEvent::StepTimedOut { step, under_way: false }),
-                Some(Ok(output)) => {
+            match in_vain {
+                InVain::Fails => self.emit(SagaEvent::StepTimedOut { step, under_way: false }),
+                InVain::Stuck => {
                     self.emit(SagaEvent::StepTimedOut { step: step.clone(), under_way: true });
-                    self.emit(SagaEvent::StepCompleted { step, output });
+                    let reason = "what it waits for did not come in time. It goes on when it comes; or resolve it, once it is \
+                                  known what became of it";
+                    self.stuck(Some(&step), reason);
                 }
-                Some(Err(error)) => self.stuck(Some(&step), error),
+                InVain::GoesOn(with) => match with(&self.state) {
+                    Ok(output) => {
+                        self.emit(SagaEvent::StepTimedOut { step: step.clone(), under_way: true });
+                        self.emit(SagaEvent::StepCompleted { step, output });
+                    }
+                    Err(error) => self.stuck(Some(&step), error),
+                },
             }
         }
     }

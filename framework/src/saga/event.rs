@@ -59,6 +59,9 @@ pub enum SagaEvent {
         error: String,
         /// Whether it may have happened, after all that is known.
         unknown: bool,
+        /// Whether its key is dead: it never will happen under that one, and what is tried from now on has another.
+        #[serde(default)]
+        key_is_dead: bool,
         /// When the next attempt is due; none if there is none.
         next_attempt_at: Option<DateTime<Utc>>,
     },

@@ -1,6 +1,10 @@
 //! An instance of a saga: read from its stream, told what happens, and run by one process at a time.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt, future::BoxFuture, pin_mut, stream::FuturesUnordered};
@@ -15,7 +19,7 @@ use super::{
     engine::{Effect, Failure, Input, What, decide, effects, wakes_at},
     plan::{Kind, Plan},
     runtime::Runtime,
-    state::{Phase, Progress, State},
+    state::{Phase, Progress, State, later},
 };
 use crate::{
     Append, ExpectedVersion, Id, Metadata, NewEvent, Options, ReadStream, StoreError, StreamId, Version,
@@ -50,7 +54,6 @@ pub(crate) struct Instance {
     pub(crate) version: Version,
     /// The event that it began with.
     started: Uuid,
-    last: Option<Uuid>,
     correlation_id: Option<Uuid>,
     traceparent: Option<String>,
     /// What of its stream this build cannot read.
@@ -59,7 +62,18 @@ pub(crate) struct Instance {
     held: bool,
     /// Whether somebody else may have taken it.
     doubted: bool,
+    /// What is not done at present, because nobody calls there; and until when.
+    postponed: HashMap<(&'static str, What), (&'static str, DateTime<Utc>)>,
 }
+
+/// How something ended that was under way.
+enum Landed {
+    Told(Input),
+    /// It was not begun: the target is not called, for so long.
+    Postponed(&'static str, Duration),
+}
+
+type Flights = FuturesUnordered<BoxFuture<'static, (&'static str, What, Landed)>>;
 
 /// How long it waits before it tries a store again that does not answer.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -74,12 +88,12 @@ impl Instance {
             state: State::default(),
             version: Version::NONE,
             started: Uuid::nil(),
-            last: None,
             correlation_id: None,
             traceparent: None,
             broken: None,
             held: false,
             doubted: false,
+            postponed: HashMap::new(),
         }
     }
 
@@ -90,7 +104,6 @@ impl Instance {
         pin_mut!(events);
         while let Some(stored) = events.try_next().await? {
             self.version = stored.version;
-            self.last = Some(stored.event_id);
             self.correlation_id = self.correlation_id.or(stored.metadata.correlation_id);
             match self.runtime.contracts().decode::<SagaEvent>(&stored) {
                 Ok(recorded) => {
@@ -144,8 +157,10 @@ impl Instance {
             let held = row.owner.is_some();
             let work = Work::new(vec![append], metadata.clone(), None, &store.config().limits)?.of_saga(Some(row));
             let correlation_id = work.metadata.correlation_id;
+            self.runtime.write_point()?;
             match store.inner.appender.append(work, store.config().append_deadline).await {
                 Ok(Appended::Written(receipts)) => {
+                    self.runtime.write_point()?;
                     self.version = receipts.first().map_or(self.version, |receipt| receipt.version);
                     self.correlation_id = self.correlation_id.or(correlation_id);
                     self.traceparent = self.traceparent.take().or(metadata.traceparent);
@@ -195,14 +210,12 @@ impl Instance {
         if let Some(nth) = events.iter().position(|event| matches!(event, SagaEvent::SagaStarted { .. })) {
             self.started = ids[nth];
         }
-        self.last = ids.last().copied().or(self.last);
         (self.state, self.held) = (state, held);
         for event in events {
             let stream = &self.stream;
             match event {
                 SagaEvent::SagaStuck { step, reason } => {
                     tracing::error!(%stream, ?step, reason, "a saga is stuck");
-                    self.runtime.attention.notify_one();
                 }
                 SagaEvent::SagaCompensated { reason } => tracing::info!(%stream, reason, "a saga was undone"),
                 SagaEvent::StepFailed { step, attempt, error, .. }
@@ -219,12 +232,18 @@ impl Instance {
         Ok(Append { stream: self.stream.clone(), expected: ExpectedVersion::Exact(self.version), events })
     }
 
+    /// What leads to whatever it does: that it began. So a long saga is no long chain of causes.
+    fn cause(&self) -> Option<Uuid> {
+        (!self.started.is_nil()).then_some(self.started)
+    }
+
     fn metadata(&self, cause: &Cause) -> Metadata {
+        let event = cause.event.clone();
         let (causation_id, correlation_id, traceparent) =
-            cause.event.clone().unwrap_or((self.last.unwrap_or_else(Uuid::now_v7), None, None));
+            event.map_or((self.cause(), None, None), |(id, correlation, trace)| (Some(id), correlation, trace));
         Metadata {
             correlation_id: self.correlation_id.or(correlation_id),
-            causation_id: Some(causation_id),
+            causation_id,
             command_id: None,
             actor: cause.actor.clone(),
             traceparent: self.traceparent.clone().or(traceparent),
@@ -239,7 +258,7 @@ impl Instance {
             Writer::Other => (None, 0),
         };
         let owner = process.filter(|_| to_do || under_way > 0);
-        let due_at = if to_do { Some(now) } else { wakes_at(self.plan(), state) };
+        let due_at = if to_do { Some(now) } else { wakes_at(self.plan(), state, now) };
         let current: Vec<&str> = state.current().map(|step| step.name.as_str()).collect();
         let mut step = (!current.is_empty()).then(|| current.join(", "));
         let (name, reason) = match &state.phase {
@@ -299,13 +318,15 @@ impl Instance {
         if interrupted && self.tell_surely(Input::Interrupted, 0).await.is_none() {
             return;
         }
-        let mut flights: FuturesUnordered<BoxFuture<'static, (&'static str, What, Input)>> = FuturesUnordered::new();
+        let mut flights = Flights::new();
         let mut flying: HashSet<(&'static str, What)> = HashSet::new();
         loop {
             if self.doubted && !self.is_still_held().await {
                 // Somebody else goes on with it. What is under way here is told of when it comes: with the same key.
-                while let Some((_, _, input)) = flights.next().await {
-                    let _ = self.tell(input, Writer::Other, &Cause::default()).await;
+                while let Some((_, _, landed)) = flights.next().await {
+                    if let Landed::Told(input) = landed {
+                        let _ = self.tell(input, Writer::Other, &Cause::default()).await;
+                    }
                 }
                 return;
             }
@@ -317,15 +338,23 @@ impl Instance {
                 if !self.held || self.release().await {
                     return;
                 }
+                self.postponed.clear();
                 continue;
             }
-            let wakes = wakes_at(self.plan(), &self.state);
-            let pause =
-                wakes.map_or(Duration::from_secs(3600), |at| (at - self.runtime.now()).to_std().unwrap_or_default());
+            let now = self.runtime.now();
+            let wakes = wakes_at(self.plan(), &self.state, now);
+            let pause = wakes.map_or(Duration::from_secs(3600), |at| (at - now).to_std().unwrap_or_default());
             let input = tokio::select! {
-                Some((step, what, input)) = flights.next() => {
+                Some((step, what, landed)) = flights.next() => {
                     flying.remove(&(step, what));
-                    input
+                    match landed {
+                        Landed::Told(input) => input,
+                        Landed::Postponed(target, wait) => {
+                            let until = later(self.runtime.now(), wait);
+                            self.postponed.insert((step, what), (target, until));
+                            continue;
+                        }
+                    }
                 }
                 () = sleep(pause), if wakes.is_some() => Input::Tick,
             };
@@ -336,11 +365,7 @@ impl Instance {
     }
 
     /// Begins what there is to do and is not under way. None once the app ends.
-    async fn begin(
-        &mut self,
-        flights: &mut FuturesUnordered<BoxFuture<'static, (&'static str, What, Input)>>,
-        flying: &mut HashSet<(&'static str, What)>,
-    ) -> Option<()> {
+    async fn begin(&mut self, flights: &mut Flights, flying: &mut HashSet<(&'static str, What)>) -> Option<()> {
         loop {
             let now = self.runtime.now();
             let plan = self.definition.clone();
@@ -358,7 +383,7 @@ impl Instance {
                 self.tell_surely(Input::Failed { step, failure }, flying.len()).await?;
                 continue;
             }
-            if wakes_at(self.plan(), &self.state).is_some_and(|at| at <= now) {
+            if wakes_at(self.plan(), &self.state, now).is_some_and(|at| at <= now) {
                 let before = self.version;
                 self.tell_surely(Input::Tick, flying.len()).await?;
                 if self.version != before {
@@ -366,7 +391,10 @@ impl Instance {
                 }
             }
             let mut next = effects(plan.plan(), &self.state, now).into_iter();
-            let Some(effect) = next.find(|effect| !flying.contains(&(effect.step, effect.what))) else {
+            let Some(effect) = next.find(|effect| {
+                let key = (effect.step, effect.what);
+                !flying.contains(&key) && !self.postponed.contains_key(&key)
+            }) else {
                 return Some(());
             };
             if self.doubted {
@@ -378,22 +406,38 @@ impl Instance {
             }
             let call = self.call(&effect)?;
             flying.insert((effect.step, effect.what));
-            let limit = plan.plan().step(effect.step).map_or(PAUSE, |planned| planned.attempt_timeout);
-            let attempt = plan.attempt(effect.step, effect.what, call);
-            flights.push(Box::pin(async move { (effect.step, effect.what, try_once(effect, attempt, limit).await) }));
+            let planned = plan.plan().step(effect.step);
+            let (limit, target) = planned.map_or((PAUSE, None), |planned| (planned.attempt_timeout, planned.target));
+            let (definition, breakers) = (plan.clone(), self.runtime.breakers.clone());
+            flights.push(Box::pin(async move {
+                let (step, what) = (effect.step, effect.what);
+                let admitted = match &target {
+                    None => None,
+                    Some(target) => match breakers.admit(target).await {
+                        Ok(admitted) => Some(admitted),
+                        Err(wait) => return (step, what, Landed::Postponed(target.name, wait)),
+                    },
+                };
+                let attempt = definition.attempt(step, what, call);
+                let input = try_once(effect, attempt, limit).await;
+                if let Some(admitted) = admitted {
+                    admitted.end(failure_of(&input));
+                }
+                (step, what, Landed::Told(input))
+            }));
         }
     }
 
     fn call(&self, effect: &Effect) -> Option<Call> {
         let options = Options {
             correlation_id: self.correlation_id,
-            causation_id: self.last,
+            causation_id: self.cause(),
             traceparent: self.traceparent.clone(),
             ..Options::default()
         };
         Some(Call {
             id: Id::from(self.stream.id()),
-            key: key(self.started, effect.step, effect.what),
+            key: key(self.started, effect),
             attempt: effect.attempt,
             now: self.runtime.now(),
             state: Arc::new(self.state.clone()),
@@ -423,9 +467,11 @@ impl Instance {
         let row = self.row(&state, Writer::Owner { under_way }, now);
         let held = row.owner.is_some();
         let (written, call) = (Along { append, row }, self.call(effect)?);
+        self.runtime.write_point().ok()?;
         let running = tokio::spawn(self.definition.command(effect.step, effect.what, call, written));
         let failure = match AbortOnDropHandle::new(running).await {
             Ok(Ok(())) => {
+                self.runtime.write_point().ok()?;
                 self.version = Version::new(self.version.get() + events.len() as i64);
                 self.accept(&events, &ids, state, held);
                 return Some(());
@@ -453,7 +499,15 @@ impl Instance {
     async fn release(&mut self) -> bool {
         let now = self.runtime.now();
         let to_do = !effects(self.plan(), &self.state, now).is_empty();
-        let due_at = if to_do { Some(now) } else { wakes_at(self.plan(), &self.state) };
+        let mut due_at = if to_do { Some(now) } else { wakes_at(self.plan(), &self.state, now) };
+        let mut waits_for = None;
+        if let Some((target, until)) = self.postponed.values().min_by_key(|(_, until)| *until) {
+            // Not all at once: the first one that calls there decides for all.
+            let spread = self.started.as_u128() as u64 % 1_000;
+            let until = later(*until, (*until - now).to_std().unwrap_or_default().mul_f64(spread as f64 / 4_000.0));
+            let wakes = wakes_at(self.plan(), &self.state, now);
+            (due_at, waits_for) = (Some(wakes.map_or(until, |at| at.min(until))), Some(*target));
+        }
         loop {
             let store = &self.runtime.store;
             let releasing = store.inner.sql.release_saga.query();
@@ -462,7 +516,7 @@ impl Instance {
                 .bind(self.runtime.process)
                 .bind(self.version.get())
                 .bind(due_at)
-                .bind(None::<String>);
+                .bind(waits_for);
             match store.inner.reads.execute("release an instance of a saga", releasing).await {
                 Ok(1..) => return true,
                 Ok(0) => {
@@ -497,6 +551,16 @@ impl Instance {
                 Err(_) => sleep(PAUSE).await,
             }
         }
+    }
+}
+
+/// What of an attempt is a failure of whoever was called: an answer is none, whatever it says.
+fn failure_of(input: &Input) -> Option<&str> {
+    match input {
+        Input::Failed { failure, .. } | Input::NotAnswered { failure, .. } | Input::UndoFailed { failure, .. } => {
+            (failure.kind != FailureKind::Business).then_some(&*failure.error)
+        }
+        _ => None,
     }
 }
 

@@ -9,6 +9,7 @@ mod control;
 mod definition;
 pub(crate) mod engine;
 mod event;
+mod expectation;
 mod instance;
 mod plan;
 mod router;
@@ -21,13 +22,16 @@ use serde::{Serialize, de::DeserializeOwned};
 pub use self::{
     control::{SagaCounts, SagaFilter, SagaInstance, SagaState, Sagas},
     event::{FailureKind, Outcome, SagaEvent},
+    expectation::Expectation,
     plan::RetryPolicy,
+    runtime::Attention,
     steps::{Cx, Facts, StepError, Steps},
 };
 pub(crate) use self::{
     definition::{Definition, Typed},
-    router::model,
-    runtime::Runtime,
+    expectation::Expected,
+    router::{check_depth, model},
+    runtime::{OnAttention, Runtime},
 };
 use crate::{Begin, Event, FailurePolicy, Id, Recorded};
 

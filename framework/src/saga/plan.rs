@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use super::state::State;
+use crate::Target;
 
 /// How often something is tried, and how long it waits in between.
 ///
@@ -54,13 +55,20 @@ pub(crate) enum Kind {
     Call {
         /// Whether somebody can be asked what became of it.
         asks: bool,
-        /// How long after its first attempt it may be repeated under the same key; none for ever.
-        key_life: Option<Duration>,
     },
     /// One command of an aggregate, which commits with the step.
     Command,
-    /// Ends by an event, or by its deadline: then it goes on with this, if there is something.
-    Wait { or_else: Option<Rule<Value>> },
+    /// Ends by an event, or by its deadline.
+    Wait { in_vain: InVain },
+}
+
+/// What becomes of a wait to which nothing came.
+pub(crate) enum InVain {
+    Fails,
+    /// Somebody is to look.
+    Stuck,
+    /// It goes on with this.
+    GoesOn(Rule<Value>),
 }
 
 pub(crate) struct Planned {
@@ -72,6 +80,8 @@ pub(crate) struct Planned {
     pub(crate) timeout: Duration,
     /// How long one attempt may take.
     pub(crate) attempt_timeout: Duration,
+    /// Whom it calls.
+    pub(crate) target: Option<Target>,
     pub(crate) when: Option<Rule<bool>>,
     /// For one that ends at a time that depends on the instance.
     pub(crate) until: Option<Rule<DateTime<Utc>>>,

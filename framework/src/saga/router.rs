@@ -13,10 +13,10 @@ use super::{
     runtime::Runtime,
 };
 use crate::{
-    Id, InvalidInput, Payload, Recorded, StoreError, StreamId,
+    Id, InvalidInput, Payload, Recorded, StoreError, StreamId, Version,
     event::contract::Contracts,
     store::Annals,
-    subscription::{EffectFollower, FollowError, Handle, Model},
+    subscription::{Done, EffectFollower, FollowError, Handle, Model},
 };
 
 /// The follower of a saga, in all its versions.
@@ -50,7 +50,7 @@ pub(crate) fn model<S: Saga>(
         follower: Box::new(move |_| {
             let router =
                 Router { runtime: runtime.clone(), versions: runtime.versions(S::NAME), contracts: contracts.clone() };
-            Arc::new(EffectFollower { store: store.clone(), handler: Arc::new(router) })
+            Arc::new(EffectFollower::new(store.clone(), Arc::new(router)))
         }),
     })
 }
@@ -97,7 +97,11 @@ impl Router {
 }
 
 impl Handle for Router {
-    fn handle(self: Arc<Self>, event: Arc<Recorded<Payload>>) -> BoxFuture<'static, Result<(), FollowError>> {
+    fn handle(
+        self: Arc<Self>,
+        event: Arc<Recorded<Payload>>,
+        _: Option<Version>,
+    ) -> BoxFuture<'static, Result<Done, FollowError>> {
         Box::pin(async move {
             let metadata = &event.metadata;
             let correlation = metadata.correlation_id;
@@ -110,6 +114,7 @@ impl Handle for Router {
                 looks.push((definition.version(), definition.look(&self.contracts, &event)?));
             }
             if let Some((id, input)) = looks.first_mut().and_then(|(_, look)| look.start.take()) {
+                check_depth(&self.runtime.store, &event).await?;
                 self.start(&id, input, &cause).await?;
             }
             let mut told: Vec<&Id> = vec![];
@@ -136,13 +141,45 @@ impl Handle for Router {
                     self.deliver(id, |_| Some(Input::Cancel { reason: reason.clone() }), &cause).await?;
                 }
             }
-            Ok(())
+            Ok(Done::Handled)
         })
     }
 }
 
+/// How many causes an event may have behind it for something more to begin by itself.
+const DEPTH: usize = 32;
+
+/// Refuses to let a circle go on: an event that leads, through sagas, reactors and commands, to another of its kind.
+pub(crate) async fn check_depth(store: &Annals, event: &Recorded<Payload>) -> Result<(), FollowError> {
+    if event.metadata.causation_id.is_none() {
+        return Ok(());
+    }
+    let (sql, event_id) = (store.inner.sql.read_causes.clone(), event.event_id);
+    let reading = store.inner.read("read what led to an event", |mut conn| {
+        let sql = sql.clone();
+        async move { sql.typed().bind(event_id).bind(DEPTH as i32 + 1).fetch_all(&mut *conn).await }
+    });
+    let causes: Vec<(String, String)> = reading.await.map_err(passing)?;
+    if causes.len() <= DEPTH {
+        return Ok(());
+    }
+    let mut path: Vec<String> = vec![];
+    for (stream, event_type) in &causes {
+        let category = StreamId::stored(stream).category().to_owned();
+        path.push(format!("{category} {event_type}"));
+    }
+    // Of a circle, the last turns say all.
+    let path = path[path.len().saturating_sub(12)..].join(" > ");
+    Err(FollowError::Handler(
+        format!(
+            "more than {DEPTH} events led to this one, each by itself: sagas, reactors and commands call each other in a circle. The              end of the path: {path}. Nothing more begins from it; break the circle in the code, then discard the event"
+        )
+        .into(),
+    ))
+}
+
 /// What the store says for a while only keeps the follower waiting.
-fn passing(error: StoreError) -> FollowError {
+pub(crate) fn passing(error: StoreError) -> FollowError {
     match error {
         error @ (StoreError::Invalid(_) | StoreError::Unfit(_)) => FollowError::Handler(error.into()),
         error => FollowError::Store(StoreError::Unavailable {

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,7 +19,30 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use super::{definition::Definition, instance::Instance};
-use crate::{App, StoreError, StreamId, app::WeakApp, event::contract::Contracts, store::Annals};
+use crate::{
+    App, Id, StoreError, StreamId,
+    app::WeakApp,
+    breaker::{BreakerShown, Breakers},
+    event::contract::Contracts,
+    store::Annals,
+    subscription::guarded,
+};
+
+/// An instance of a saga, or an [`Expectation`](crate::Expectation), that needs somebody to look at it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Attention {
+    /// The saga, or the expectation.
+    pub saga: String,
+    /// The instance.
+    pub id: Id,
+    /// The step that it is stuck at.
+    pub step: Option<String>,
+    /// Why, and what helps.
+    pub reason: String,
+}
+
+/// Who is told.
+pub(crate) type OnAttention = Arc<dyn Fn(Attention) + Send + Sync>;
 
 /// How often it is looked for what others left, and for what became due without a word.
 const LOOK: Duration = Duration::from_millis(500);
@@ -38,10 +64,13 @@ pub(crate) struct Runtime {
     clock: Mutex<(DateTime<Utc>, Instant)>,
     /// Rung when there may be something to take.
     pub(crate) due: Notify,
-    /// Rung when something is stuck.
-    pub(crate) attention: Notify,
+    on_attention: Option<OnAttention>,
+    pub(crate) breakers: Arc<Breakers>,
     pub(crate) stop: CancellationToken,
     tasks: TaskTracker,
+    /// Writes so far, before and after each; and at which of them this process is to be as good as dead.
+    writes: AtomicUsize,
+    dies_at: Option<usize>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -54,6 +83,8 @@ impl Runtime {
         process: Uuid,
         definitions: Vec<Arc<dyn Definition>>,
         runs: impl Fn(&str) -> bool,
+        on_attention: Option<OnAttention>,
+        dies_at: Option<usize>,
         stop: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -66,18 +97,30 @@ impl Runtime {
             paused: Mutex::default(),
             clock: Mutex::new((Utc::now(), Instant::now())),
             due: Notify::new(),
-            attention: Notify::new(),
+            on_attention,
+            breakers: Arc::default(),
             stop,
             tasks: TaskTracker::new(),
+            writes: AtomicUsize::new(0),
+            dies_at,
         })
     }
 
     /// Begins to look for what is due, as part of `app`.
-    pub(crate) fn start(self: &Arc<Self>, contracts: Arc<Contracts>, app: WeakApp) {
+    pub(crate) async fn start(self: &Arc<Self>, contracts: Arc<Contracts>, app: WeakApp) -> Result<(), StoreError> {
         let _ = self.rest.set((contracts, app));
-        if !self.runs.is_empty() {
+        let sql = self.store.inner.sql.read_clock.clone();
+        let reading = self.store.inner.read("read the database's clock", |mut conn| {
+            let sql = sql.clone();
+            async move { sql.scalar().fetch_one(&mut *conn).await }
+        });
+        self.heard(reading.await?);
+        let targets = self.runs.iter().flat_map(|it| it.plan().steps()).filter_map(|step| step.target);
+        targets.for_each(|target| self.breakers.add(target));
+        if !self.runs.is_empty() || !self.breakers.shown().is_empty() {
             self.tasks.spawn(self.clone().keep_taking());
         }
+        Ok(())
     }
 
     pub(crate) fn contracts(&self) -> &Contracts {
@@ -104,6 +147,19 @@ impl Runtime {
         let mut versions: Vec<_> = self.definitions.iter().filter(|it| it.name() == name).cloned().collect();
         versions.sort_by_key(|definition| std::cmp::Reverse(definition.version()));
         versions
+    }
+
+    /// Before and after each write of an instance. For tests that kill it there: then nothing more is written, ever.
+    pub(crate) fn write_point(&self) -> Result<(), StoreError> {
+        let nth = self.writes.fetch_add(1, Ordering::SeqCst) + 1;
+        if self.dies_at.is_some_and(|at| nth >= at) { Err(StoreError::Closed) } else { Ok(()) }
+    }
+
+    /// How many such points there were, and whether one of them was the end.
+    #[cfg(all(unix, feature = "testing"))]
+    pub(crate) fn writes(&self) -> (usize, bool) {
+        let writes = self.writes.load(Ordering::SeqCst);
+        (writes, self.dies_at.is_some_and(|at| writes >= at))
     }
 
     /// The time, by the database's clock.
@@ -136,15 +192,23 @@ impl Runtime {
     }
 
     async fn keep_taking(self: Arc<Self>) {
-        let mut freed_at = None::<Instant>;
+        let mut looked_at = None::<Instant>;
+        let (mut shown, mut order) = (vec![], 0);
         while !self.stop.is_cancelled() {
-            if freed_at.is_none_or(|at| at.elapsed() >= LOOK) {
-                freed_at = Some(Instant::now());
+            if looked_at.is_none_or(|at| at.elapsed() >= LOOK) {
+                looked_at = Some(Instant::now());
                 let freeing = self.store.inner.sql.free_sagas.query();
                 if let Err(error) = self.store.inner.reads.execute("free what lost processes ran", freeing).await {
                     tracing::warn!(%error, "what lost processes ran cannot be freed; tried again");
                 }
+                if let Err(error) = self.look().await {
+                    tracing::warn!(%error, "what is paused or stuck cannot be looked up; tried again");
+                }
+                if let Err(error) = self.show_breakers(&mut shown, &mut order).await {
+                    tracing::warn!(%error, "circuit breakers cannot be shown; tried again");
+                }
             }
+            self.wake_waiting().await;
             let pause = match self.take().await {
                 Ok(pause) => pause,
                 Err(error) => {
@@ -154,7 +218,74 @@ impl Runtime {
             };
             tokio::select! {
                 _ = timeout(pause, self.due.notified()) => {}
+                () = self.breakers.changed.notified() => {}
                 () = self.stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// Hears what is paused, and tells of what is stuck.
+    async fn look(&self) -> Result<(), StoreError> {
+        let (sql, reads) = (&self.store.inner.sql, &self.store.inner.reads);
+        let names: Vec<&str> = self.names().into_iter().collect();
+        let rows = reads.all("list paused sagas", sql.list_paused.query().bind(names.clone())).await?;
+        *lock(&self.paused) = rows.iter().map(|row| row.get(0)).collect();
+        let Some(on_attention) = &self.on_attention else { return Ok(()) };
+        for row in reads.all("take what is stuck", sql.take_attention.query().bind(names)).await? {
+            let stream = StreamId::stored(row.get(0));
+            let attention = Attention {
+                saga: row.get(1),
+                id: Id::from(stream.id()),
+                step: row.get(2),
+                reason: row.get::<Option<String>, _>(3).unwrap_or_default(),
+            };
+            if let Err(error) = guarded(|| on_attention(attention)) {
+                tracing::error!(%stream, %error, "whoever is told that a saga is stuck failed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the breakers of this process if they changed, does as was ordered, and wakes what waited for one that closed.
+    async fn show_breakers(&self, shown: &mut Vec<BreakerShown>, order: &mut i64) -> Result<(), StoreError> {
+        let (sql, reads) = (&self.store.inner.sql, &self.store.inner.reads);
+        let now = self.breakers.shown();
+        if now.is_empty() {
+            return Ok(());
+        }
+        let reading = sql.read_breaker_orders.query().bind(*order);
+        for row in reads.all("read what was ordered of circuit breakers", reading).await? {
+            *order = row.get(0);
+            self.breakers.order(row.get(1), row.get(2));
+        }
+        let now = self.breakers.shown();
+        let same = |a: &BreakerShown, b: &BreakerShown| {
+            (a.target, a.state, a.failures, &a.last_error) == (b.target, b.state, b.failures, &b.last_error)
+        };
+        if now.len() != shown.len() || !now.iter().zip(shown.iter()).all(|(a, b)| same(a, b)) {
+            let showing = sql
+                .show_breakers
+                .query()
+                .bind(self.process)
+                .bind(now.iter().map(|it| it.target).collect::<Vec<_>>())
+                .bind(now.iter().map(|it| it.state).collect::<Vec<_>>())
+                .bind(now.iter().map(|it| it.failures as i32).collect::<Vec<_>>())
+                .bind(now.iter().map(|it| it.last_error.clone()).collect::<Vec<_>>())
+                .bind(now.iter().map(|it| it.left.map(|left| left.as_secs_f64())).collect::<Vec<_>>());
+            reads.execute("show circuit breakers", showing).await?;
+            *shown = now;
+        }
+        Ok(())
+    }
+
+    /// Wakes what waited for targets that answer again.
+    async fn wake_waiting(&self) {
+        let closed = self.breakers.take_closed();
+        if !closed.is_empty() {
+            let waking = self.store.inner.sql.wake_sagas.query().bind(closed);
+            // If it cannot be said, they are due a little later.
+            if let Err(error) = self.store.inner.reads.execute("wake what waited for a target", waking).await {
+                tracing::warn!(%error, "what waited for a target is not woken, and goes on when it is due");
             }
         }
     }

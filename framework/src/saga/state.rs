@@ -56,6 +56,8 @@ pub(crate) struct StepState {
     pub(crate) attempts: u32,
     /// Whether it may have happened, and how many attempts ago that was first so.
     pub(crate) unknown: u32,
+    /// How many keys are dead under which it was tried.
+    pub(crate) dead_keys: u32,
     pub(crate) next_at: Option<DateTime<Utc>>,
     pub(crate) last_error: Option<String>,
     pub(crate) output: Option<Value>,
@@ -75,6 +77,7 @@ impl StepState {
             timed_out: false,
             attempts: 0,
             unknown: 0,
+            dead_keys: 0,
             next_at: None,
             last_error: None,
             output: None,
@@ -167,9 +170,10 @@ impl State {
                 (step.progress, step.begun, step.attempts, step.next_at) = (Progress::Running, begun, 0, None);
                 (step.started_at, step.deadline_at) = (at, *deadline_at);
             }
-            SagaEvent::StepFailed { step, attempt, error, unknown, next_attempt_at, .. } => {
+            SagaEvent::StepFailed { step, attempt, error, unknown, key_is_dead, next_attempt_at, .. } => {
                 let step = self.step_mut(step);
                 step.attempts = *attempt;
+                step.dead_keys += u32::from(*key_is_dead);
                 step.unknown = if *unknown { step.unknown + 1 } else { 0 };
                 step.next_at = *next_attempt_at;
                 step.last_error = Some(error.clone());
@@ -240,8 +244,12 @@ impl State {
                     if matches!(step.progress, Progress::Waiting | Progress::UndoWaiting) {
                         (step.attempts, step.next_at) = (0, Some(at));
                         step.unknown = step.unknown.min(1);
+                    }
+                    // It has its time anew.
+                    if step.is_open() {
                         let time = (step.deadline_at - step.started_at).max(TimeDelta::zero());
                         step.deadline_at = step.deadline_at.max(at + time);
+                        step.timed_out &= step.deadline_at <= at;
                     }
                 }
                 self.unstick(None);

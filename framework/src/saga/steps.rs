@@ -22,11 +22,11 @@ use super::{
     Saga,
     definition::NotCommitted,
     event::FailureKind,
-    plan::{Kind, Plan, Planned, RetryPolicy, Rule},
+    plan::{InVain, Kind, Plan, Planned, RetryPolicy, Rule},
     state::State,
 };
 use crate::{
-    Aggregate, App, ExecuteError, Id, Options, PayloadLimits, Receipt, Recorded, StoreError, StreamId,
+    Aggregate, App, ExecuteError, Id, Options, PayloadLimits, Receipt, Recorded, StoreError, StreamId, Target,
     event::encode::to_json, execute::Along, subscription::message,
 };
 
@@ -140,6 +140,8 @@ pub struct Cx<S: Saga> {
     pub attempt: u32,
     /// The time, by the database's clock.
     pub now: DateTime<Utc>,
+    /// Why the instance undoes what it has done; none while it does not.
+    pub reason: Option<String>,
     pub(crate) facts: Facts<S>,
     pub(crate) app: App,
     /// Correlation and cause, for what it leads to.
@@ -257,6 +259,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
             undo_retry: RetryPolicy::UNDO,
             timeout,
             attempt_timeout: ATTEMPT_TIME,
+            target: None,
             when: None,
             until: None,
         }]);
@@ -285,7 +288,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
             Box::pin(async move { output(name, &running.await?) })
         });
         let doing = Doing { run: Some(run), ..Doing::default() };
-        self.add(name, Kind::Call { asks: false, key_life: None }, STEP_TIME, doing)
+        self.add(name, Kind::Call { asks: false }, STEP_TIME, doing)
     }
 
     /// Then one command of an aggregate, which commits together with the step: it takes effect once, whatever happens, and costs no
@@ -313,13 +316,13 @@ impl<S: Saga, T: Output> Steps<S, T> {
     ) -> Steps<S, U> {
         let take: Take<S> = Box::new(move |event| take(event).map(|taken| output(name, &taken)));
         let doing = Doing { take: Some(take), ..Doing::default() };
-        self.add(name, Kind::Wait { or_else: None }, STEP_TIME, doing)
+        self.add(name, Kind::Wait { in_vain: InVain::Fails }, STEP_TIME, doing)
     }
 
     /// Then lets `time` pass.
     pub fn sleep(self, name: &'static str, time: Duration) -> Steps<S, ()> {
         let doing = Doing::default();
-        self.add(name, Kind::Wait { or_else: Some(Box::new(|_| Ok(Value::Null))) }, time, doing)
+        self.add(name, Kind::Wait { in_vain: InVain::GoesOn(Box::new(|_| Ok(Value::Null))) }, time, doing)
     }
 
     /// What each step that waits for such takes from `event`.
@@ -393,8 +396,10 @@ impl<S: Saga, T: Output> Steps<S, T> {
         self
     }
 
-    /// Asks what became of the last step when that is not known: with what it came to if it happened, with none if it did not.
-    /// None is final: whoever is asked refuses the step's key from then on.
+    /// Asks what became of the last step when that is not known: with what it came to if it happened, with none if it did not and
+    /// never will under this key. So whoever answers none has to refuse the key from then on: a call that is still on its way must
+    /// not have an effect. If the step is tried again after that, it is under a new key. Who cannot be sure of none answers with an
+    /// [`unknown`](StepError::unknown), and is asked again.
     ///
     /// Without it, the step is repeated under the same key to find out.
     pub fn ask<F>(mut self, ask: impl Fn(Cx<S>) -> F + Send + Sync + 'static) -> Self
@@ -402,7 +407,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
         F: Future<Output = Result<Option<T>, StepError>> + Send + 'static,
     {
         if let Some((planned, doing)) = self.last_doing()
-            && let Kind::Call { asks, .. } = &mut planned.kind
+            && let Kind::Call { asks } = &mut planned.kind
         {
             *asks = true;
             let name = planned.name;
@@ -414,11 +419,10 @@ impl<S: Saga, T: Output> Steps<S, T> {
         self
     }
 
-    /// How long after its first attempt the last step may be repeated under the same key: as long as whoever is called remembers
-    /// it. For ever, if this is not said.
-    pub fn key_life(mut self, life: Duration) -> Self {
-        if let Some(Planned { kind: Kind::Call { key_life, .. }, .. }) = self.last() {
-            *key_life = Some(life);
+    /// Whom the last step calls, also to undo it and to ask: what else is called there shares a circuit breaker with it.
+    pub fn calls(mut self, target: Target) -> Self {
+        if let Some(planned) = self.last() {
+            planned.target = Some(target);
         }
         self
     }
@@ -466,9 +470,20 @@ impl<S: Saga, T: Output> Steps<S, T> {
 
     /// What the last step, which waits, goes on with when nothing came in its time.
     pub fn or_else(mut self, default: impl Fn(&Facts<S>) -> T + Send + Sync + 'static) -> Self {
-        if let Some(Planned { kind: Kind::Wait { or_else }, name, .. }) = self.last() {
+        if let Some(Planned { kind: Kind::Wait { in_vain }, name, .. }) = self.last() {
             let name = *name;
-            *or_else = Some(rule(move |facts: &Facts<S>| output(name, &default(facts)).map_err(|error| error.message)));
+            *in_vain = InVain::GoesOn(rule(move |facts: &Facts<S>| {
+                output(name, &default(facts)).map_err(|error| error.message)
+            }));
+        }
+        self
+    }
+
+    /// When nothing came in its time for the last step, which waits, somebody is to look: the instance is stuck, until it comes
+    /// after all.
+    pub fn or_stuck(mut self) -> Self {
+        if let Some(Planned { kind: Kind::Wait { in_vain }, .. }) = self.last() {
+            *in_vain = InVain::Stuck;
         }
         self
     }

@@ -56,6 +56,7 @@ begin
   execute format('grant insert, update, delete on %I.checkpoints, %I.followers to %I', store, store, writer);
   execute format('grant insert, update, delete on %I.generations, %I.processes, %I.dead_letters, %I.sagas to %I', store, store,
     store, store, writer);
+  execute format('grant insert, update, delete on %I.breakers, %I.breaker_orders to %I', store, store, writer);
   execute format('grant insert on %I.actions to %I', store, writer);
 
   -- The read models that are there. One that comes later is opened when it is set up: create_read_model.sql.

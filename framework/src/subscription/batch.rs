@@ -433,6 +433,11 @@ impl<'b> Letters<'b> {
         })
     }
 
+    /// An event was left out by the follower itself.
+    pub(crate) fn skipped(&mut self) {
+        (self.counts.pairs, self.counts.discarded) = (self.counts.pairs + 1, self.counts.discarded + 1);
+    }
+
     /// `pairs` pairs of the event at `position` took effect.
     pub(crate) fn applied(&mut self, pairs: usize) {
         let pairs = pairs as i64;

@@ -37,6 +37,7 @@ impl Followers {
         let rows = self.read("list followers", || sql.query()).await?;
         let lag = |row: &PgRow| PartitionLag {
             follower: row.get("follower"),
+            kind: row.get("kind"),
             version: row.get("version"),
             purpose: row.get("purpose"),
             generation: row.get("generation"),
@@ -104,7 +105,7 @@ impl Followers {
     /// As [`Followers::pause`].
     pub async fn rebuild(&self, name: &str, pace: Option<f64>, by: &By) -> Result<(), StoreError> {
         let what = StoreError::on("ask for a rebuild");
-        self.check(name).await?;
+        self.check_builds(name, "it cannot be rebuilt").await?;
         let mut conn = self.connect().await?;
         self.store
             .inner
@@ -327,9 +328,10 @@ impl Followers {
     /// Keeps the model of a follower that its code calls otherwise from now on.
     ///
     /// # Errors
-    /// As [`Followers::pause`]; [`StoreError::Unfit`] if `new` is taken, or is no name.
+    /// As [`Followers::pause`]; [`StoreError::Unfit`] if `new` is taken, or is no name, or if it is a saga or a reactor.
     pub async fn rename(&self, old: &str, new: &str, by: &By) -> Result<(), StoreError> {
         let what = StoreError::on("rename a follower");
+        self.check_builds(old, "what it has begun is known by its name").await?;
         let schema = self.store.inner.name.read_model(new)?;
         let mut conn = self.connect().await?;
         let sql = &self.store.inner.sql;
@@ -398,6 +400,17 @@ impl Followers {
         Ok(rows.iter().map(action).collect())
     }
 
+    /// Refuses a follower that builds nothing from the log, besides one that is not there.
+    async fn check_builds(&self, name: &str, why: &str) -> Result<(), StoreError> {
+        let (sql, owned) = (&self.store.inner.sql.read_follower, name.to_owned());
+        let rows = self.read("look for a follower", || sql.query().bind(owned.clone())).await?;
+        match rows.first().map(|row| row.get::<String, _>(0)).as_deref() {
+            None => Err(unknown(name)),
+            Some("view" | "projector") => Ok(()),
+            Some(kind) => Err(StoreError::Unfit(format!("{name} is a {kind}, and builds nothing from the log: {why}"))),
+        }
+    }
+
     /// Refuses a name that no follower has.
     async fn check(&self, name: &str) -> Result<(), StoreError> {
         let (sql, owned) = (&self.store.inner.sql.read_follower, name.to_owned());
@@ -445,5 +458,5 @@ impl Followers {
 }
 
 fn unknown(name: &str) -> StoreError {
-    StoreError::Unfit(format!("there is no view or projector {name:?} in this store"))
+    StoreError::Unfit(format!("there is no follower {name:?} in this store"))
 }

@@ -1,7 +1,11 @@
 //! Followers whose work is not in the store's hands: sagas that begin, reactors that call. It takes place before the checkpoint
 //! moves, so it may take place again, and whoever does it must know the same thing by the same key.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures::{StreamExt, future::BoxFuture, stream};
 use sqlx::PgConnection;
@@ -12,11 +16,25 @@ use super::{
     batch::{Applied, Batch, Follower, Letters, Work},
     failure::{FollowError, message},
 };
-use crate::{Payload, Position, Recorded, StreamId, error::StoreError, store::Annals};
+use crate::{Payload, Position, Recorded, StreamId, Version, error::StoreError, store::Annals};
+
+/// What became of an event.
+pub(crate) enum Done {
+    Handled,
+    /// It was left out, for this reason.
+    Skipped(String),
+}
 
 /// What is done about an event.
 pub(crate) trait Handle: Send + Sync + 'static {
-    fn handle(self: Arc<Self>, event: Arc<Recorded<Payload>>) -> BoxFuture<'static, Result<(), FollowError>>;
+    /// Whether it wants to know how far each event's stream is.
+    const WANTS_HEADS: bool = false;
+
+    fn handle(
+        self: Arc<Self>,
+        event: Arc<Recorded<Payload>>,
+        head: Option<Version>,
+    ) -> BoxFuture<'static, Result<Done, FollowError>>;
 }
 
 /// How many streams are handled at once.
@@ -24,15 +42,39 @@ const AT_ONCE: usize = 64;
 
 /// Gives each event to `handler`: those of a stream in order, those of several streams at once.
 pub(crate) struct EffectFollower<H> {
-    pub(crate) store: Annals,
-    pub(crate) handler: Arc<H>,
+    store: Annals,
+    handler: Arc<H>,
+    /// What is done behind the checkpoint: a batch that is given again does not do it twice.
+    done: Mutex<BTreeSet<Position>>,
 }
 
 type Event = Arc<Recorded<Payload>>;
 /// A stream, what of it is done, what failed, and what is behind that.
-type Handled = (StreamId, Vec<Position>, Option<(Position, FollowError)>, Vec<Position>);
+type Handled = (StreamId, Vec<(Position, Done)>, Option<(Position, FollowError)>, Vec<Position>);
 
 impl<H: Handle> EffectFollower<H> {
+    pub(crate) fn new(store: Annals, handler: Arc<H>) -> Self {
+        Self { store, handler, done: Mutex::default() }
+    }
+
+    fn done(&self) -> MutexGuard<'_, BTreeSet<Position>> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far the streams of a batch are.
+    async fn heads(&self, batch: &Batch, conn: &mut PgConnection) -> Result<HashMap<String, Version>, FollowError> {
+        if !H::WANTS_HEADS {
+            return Ok(HashMap::new());
+        }
+        let streams: BTreeSet<&str> = batch.events.iter().map(|event| event.stream.as_str()).collect();
+        let reading = self.store.inner.sql.read_heads.typed().bind(streams.into_iter().collect::<Vec<_>>());
+        let rows: Vec<(String, i64)> = reading
+            .fetch_all(conn)
+            .await
+            .map_err(|error| FollowError::Store(StoreError::on("read how far streams are")(error)))?;
+        Ok(rows.into_iter().map(|(stream, version)| (stream, Version::new(version))).collect())
+    }
+
     async fn work(&self, batch: &Batch, conn: &mut PgConnection) -> Result<Applied, FollowError> {
         let mut letters = Letters::new(batch);
         letters.find(batch.events.iter().map(|raw| raw.stream.as_str()).collect(), conn).await?;
@@ -51,6 +93,7 @@ impl<H: Handle> EffectFollower<H> {
                 None => streams.push((raw.stream.clone(), vec![raw.clone()])),
             }
         }
+        let heads = self.heads(batch, conn).await?;
         // One event may not keep the whole batch from its deadline.
         let limit = batch.policy.deadline / 4;
         let known = |position: Position, stream: &str| {
@@ -63,12 +106,21 @@ impl<H: Handle> EffectFollower<H> {
             .filter_map(|raw| Some((raw.position, known(raw.position, raw.stream.as_str())?)))
             .collect();
         let poisoned = Arc::new(poisoned);
-        let handling =
-            streams.into_iter().map(|(stream, events)| self.handle_all(stream, events, poisoned.clone(), limit));
+        let handling = streams.into_iter().map(|(stream, events)| {
+            let head = heads.get(stream.as_str()).copied();
+            self.handle_all((stream, head), events, poisoned.clone(), limit)
+        });
         let handled: Vec<Handled> = stream::iter(handling).buffer_unordered(AT_ONCE).collect().await;
+        let mut skipped = vec![];
         for (stream, done, failed, behind) in handled {
-            for position in done {
-                letters.applied(1);
+            for (position, done) in done {
+                match done {
+                    Done::Handled => letters.applied(1),
+                    Done::Skipped(reason) => {
+                        letters.skipped();
+                        skipped.push((position, stream.to_string(), reason));
+                    }
+                }
                 if batch.work != Work::Follow {
                     letters.retried(position);
                 }
@@ -85,13 +137,13 @@ impl<H: Handle> EffectFollower<H> {
             }
         }
         letters.judge()?;
-        self.commit(batch, letters, conn).await
+        self.commit(batch, letters, skipped, conn).await
     }
 
     /// The events of one stream, in order, up to the first that fails.
     fn handle_all(
         &self,
-        stream: StreamId,
+        (stream, head): (StreamId, Option<Version>),
         events: Vec<Event>,
         poisoned: Arc<Vec<(Position, FollowError)>>,
         limit: Duration,
@@ -104,10 +156,16 @@ impl<H: Handle> EffectFollower<H> {
                 let known = poisoned.iter().find(|(at, _)| *at == position);
                 let result = match known {
                     Some((_, error)) => Err(FollowError::Known(error.to_string())),
-                    None => self.handle(event, limit).await,
+                    None if self.done().contains(&position) => Ok(Done::Handled),
+                    None => self.handle(event, head, limit).await,
                 };
                 match result {
-                    Ok(()) => done.push(position),
+                    Ok(outcome) => {
+                        if matches!(outcome, Done::Handled) {
+                            self.done().insert(position);
+                        }
+                        done.push((position, outcome));
+                    }
                     Err(error) => {
                         failed = Some((position, error));
                         break;
@@ -118,8 +176,8 @@ impl<H: Handle> EffectFollower<H> {
         })
     }
 
-    async fn handle(&self, event: Event, limit: Duration) -> Result<(), FollowError> {
-        let mut task = AbortOnDropHandle::new(tokio::spawn(self.handler.clone().handle(event)));
+    async fn handle(&self, event: Event, head: Option<Version>, limit: Duration) -> Result<Done, FollowError> {
+        let mut task = AbortOnDropHandle::new(tokio::spawn(self.handler.clone().handle(event, head)));
         match timeout(limit, &mut task).await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) if error.is_panic() => Err(FollowError::Panicked(message(error.into_panic()))),
@@ -132,6 +190,7 @@ impl<H: Handle> EffectFollower<H> {
         &self,
         batch: &Batch,
         mut letters: Letters<'_>,
+        skipped: Vec<(Position, String, String)>,
         conn: &mut PgConnection,
     ) -> Result<Applied, FollowError> {
         let what = |error| FollowError::Store(StoreError::on("move a checkpoint")(error));
@@ -151,7 +210,19 @@ impl<H: Handle> EffectFollower<H> {
             return Ok(Applied::Fenced);
         }
         letters.store(&mut tx).await?;
+        if !skipped.is_empty() {
+            let skipping = self.store.inner.sql.skip_events.query();
+            let skipping = skipping
+                .bind(batch.unit.name)
+                .bind(batch.unit.generation)
+                .bind(batch.unit.partition)
+                .bind(skipped.iter().map(|(position, ..)| position.get()).collect::<Vec<_>>())
+                .bind(skipped.iter().map(|(_, key, _)| &**key).collect::<Vec<_>>())
+                .bind(skipped.iter().map(|(.., reason)| &**reason).collect::<Vec<_>>());
+            skipping.execute(&mut *tx).await.map_err(what)?;
+        }
         tx.commit().await.map_err(what)?;
+        self.done().clear();
         Ok(Applied::Committed(letters.take_rows()))
     }
 }

@@ -66,7 +66,7 @@ pub(crate) struct Generation {
 impl Model {
     /// The events that a partition wants. Which keys a view's event has, only the view knows: all its partitions look at it.
     pub(crate) fn filter(&self, unit: &Unit) -> Filter {
-        let streams = (self.kind == "projector" && unit.partitions > 1).then_some((unit.partition, unit.partitions));
+        let streams = (self.kind != "view" && unit.partitions > 1).then_some((unit.partition, unit.partitions));
         Filter { categories: self.categories.clone(), skips: self.skips, streams }
     }
 

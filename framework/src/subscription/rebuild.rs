@@ -306,9 +306,11 @@ async fn repartition(store: &Annals, model: &Model, generation: i64, partitions:
     };
     let counting = sql.count_parked.query().bind(model.name).bind(generation);
     counting.execute(&mut *tx).await.map_err(&what)?;
-    let text = include_str!("../sql/replace_positions.sql");
-    let placing = model.live.instantiate_model(&store.inner.name, text).query().bind(partitions).bind(position);
-    placing.execute(&mut *tx).await.map_err(&what)?;
+    if model.is_read_model() {
+        let text = include_str!("../sql/replace_positions.sql");
+        let placing = model.live.instantiate_model(&store.inner.name, text).query().bind(partitions).bind(position);
+        placing.execute(&mut *tx).await.map_err(&what)?;
+    }
     tx.commit().await.map_err(&what)?;
     let _ = conn.close().await;
     wake_up::tell(store, &wake_up::control(store)).await;

@@ -143,7 +143,11 @@ impl<S: Saga> GivenSaga<S> {
 
     fn place(&self) -> String {
         let now = effects(&self.steps.plan, &self.state, self.now);
-        format!("to do now: {now:?}, next by time: {:?}, {:#?}", wakes_at(&self.steps.plan, &self.state), self.state)
+        format!(
+            "to do now: {now:?}, next by time: {:?}, {:#?}",
+            wakes_at(&self.steps.plan, &self.state, self.now),
+            self.state
+        )
     }
 
     #[track_caller]
@@ -220,7 +224,9 @@ impl<S: Saga> GivenSaga<S> {
     #[track_caller]
     pub fn passes(mut self, time: Duration) -> Self {
         let until = later(self.now, time);
-        while let Some(at) = wakes_at(&self.steps.plan, &self.state).filter(|at| *at > self.now && *at <= until) {
+        while let Some(at) =
+            wakes_at(&self.steps.plan, &self.state, self.now).filter(|at| *at > self.now && *at <= until)
+        {
             self.now = at;
             self.tell(Input::Tick);
         }
@@ -280,7 +286,7 @@ impl<S: Saga> GivenSaga<S> {
     pub fn then_waits(self, time: Option<Duration>) -> Self {
         let doing = effects(&self.steps.plan, &self.state, self.now);
         assert!(doing.is_empty(), "expected it to wait; {}", self.place());
-        let wakes = wakes_at(&self.steps.plan, &self.state);
+        let wakes = wakes_at(&self.steps.plan, &self.state, self.now);
         let expected = time.map(|time| later(self.now, time));
         // A delay is shortened by up to a quarter.
         let fits = match (wakes, expected) {

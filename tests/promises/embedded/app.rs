@@ -48,6 +48,14 @@ async fn run_app(mode: &str, folder: PathBuf) {
                 app.shutdown().await;
             }
         }
+        // The same with sagas.
+        "sagas" => {
+            let app = crate::saga::process(&env::var("APP_URL").unwrap(), &env::var("APP_NAME").unwrap()).await;
+            say("follows");
+            if tokio::task::spawn_blocking(read_command).await.unwrap() == "stop" {
+                app.shutdown().await;
+            }
+        }
         _ => {
             let database = testing::database().await;
             let pid = fs::read_to_string(options.data_dir.join("annals-testing/pg/postmaster.pid")).unwrap();

@@ -52,7 +52,7 @@ async fn parked(app: &App, name: &str) -> usize {
 }
 
 /// Every event of `name` is applied, parked or discarded, and the dead letters say so, too.
-async fn assert_accounted(app: &App, name: &str) -> (i64, i64, i64, i64) {
+pub(crate) async fn assert_accounted(app: &App, name: &str) -> (i64, i64, i64, i64) {
     let sums = "select sum(pairs)::bigint, sum(applied)::bigint, sum(parked)::bigint, sum(discarded)::bigint, \
                 (select count(*) from annals.dead_letters where follower = $1 and state <> 'discarded'), \
                 (select count(*) from annals.dead_letters where follower = $1 and state = 'discarded') \

@@ -654,7 +654,7 @@ async fn a_paused_follower_stands_still_until_it_is_resumed_from_anywhere() {
 
     assert_eq!(history(&app, "gil").await, Some(vec![1, 2]));
     let unknown = other.followers().pause("hystory", &by("typo")).await.unwrap_err().to_string();
-    assert!(unknown.contains("no view or projector \"hystory\""), "{unknown}");
+    assert!(unknown.contains("no follower \"hystory\""), "{unknown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

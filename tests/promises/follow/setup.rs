@@ -142,7 +142,7 @@ async fn a_read_model_that_was_renamed_by_mistake_is_refused_and_can_be_renamed_
         sqlx::query_scalar("select count(*) from annals_spent.spend").fetch_one(store.pool()).await.unwrap();
     assert_eq!(rows, 1, "nothing was applied again");
     let taken = store.followers().rename("spend", "again", &super::by("twice")).await.unwrap_err().to_string();
-    assert!(taken.contains("no view or projector \"spend\""), "{taken}");
+    assert!(taken.contains("no follower \"spend\""), "{taken}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -254,7 +254,7 @@ async fn a_name_that_is_no_schemas_is_refused_at_the_start_and_wherever_it_is_gi
             control.discard(name, &DeadLetters::All, &by).await.unwrap_err(),
         ];
         for error in unknown {
-            assert!(error.to_string().contains(&format!("there is no view or projector {name:?}")), "{error}");
+            assert!(error.to_string().contains(&format!("there is no follower {name:?}")), "{error}");
         }
         let text = app.verify(name).await.unwrap_err().to_string();
         assert!(text.contains(&format!("no view or projector {name:?}")), "{text}");

@@ -1,6 +1,9 @@
 //! P5, P7: every saga ends completed, compensated, or visibly stuck; what it does outside, it does under one key.
 
+mod outside;
+mod processes;
 mod steps;
+mod time;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -97,7 +100,7 @@ pub(crate) struct ToPay {
     pub(crate) cents: i64,
 }
 
-const QUICK: RetryPolicy =
+pub(crate) const QUICK: RetryPolicy =
     RetryPolicy { attempts: 4, first_delay: Duration::from_millis(20), longest_delay: Duration::from_millis(200) };
 
 /// Reserves money on an account, pays and ships outside, confirms.
@@ -195,6 +198,8 @@ impl Shop {
         crate::kit::balance(&self.app, "stock").await
     }
 }
+
+pub(crate) use self::processes::process;
 
 /// The instance of exactly this id.
 pub(crate) async fn instance(app: &App, id: &str) -> Option<SagaInstance> {

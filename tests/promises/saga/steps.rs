@@ -143,3 +143,33 @@ async fn a_hundred_orders_at_once_all_end() {
     assert_eq!(shop.stock().await, 1_000_000 - 10_000);
     let _ = (LONG, &shop.database);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_every_write_an_order_comes_to_the_same_end_and_everything_outside_happened_once() {
+    let ends = annals::testing::crash_everywhere(
+        || {
+            let world = Arc::new(World::default());
+            world.answers("ship", "undone", &[Answer::Declined; 9]);
+            world
+        },
+        |store, world| store.app().aggregate::<Order>().aggregate::<Account>().saga(Fulfilment(world.clone())),
+        async |app, _| {
+            app.execute::<Account>("stock", AccountCommand::Deposit(1_000)).await.unwrap();
+            for order in ["done", "undone"] {
+                let place = OrderCommand::Place { customer: "ada".into(), cents: 100 };
+                app.execute::<Order>(order, place).await.unwrap();
+            }
+        },
+        async |app, world| {
+            let of = |order| async move { instance(app, order).await.map(|instance| instance.state) };
+            let states = (of("done").await, of("undone").await);
+            let calls = [("pay", "done"), ("pay", "undone"), ("refund", "undone")]
+                .map(|(what, order)| world.calls(what, order).1);
+            (states, world.done("done"), world.done("undone"), calls, crate::kit::balance(app, "stock").await)
+        },
+    )
+    .await;
+    // An append a step and a half: reserve, pay, ship, confirm; reserve, pay, decline, refund, release.
+    assert!(ends >= 18, "{ends}");
+    println!("{ends} points");
+}

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Failure, Input, Phase, Plan, Progress, State, What, decide, effects, wakes_at};
 use crate::{
-    Event, FailureKind, Id, Outcome, Recorded, RetryPolicy, Saga, SagaEvent, StepError, Steps,
+    Event, FailureKind, Id, Outcome, Recorded, RetryPolicy, Saga, SagaEvent, StepError, Steps, Target,
     saga::state::later,
     testing::{GivenSaga, given_saga, recorded},
 };
@@ -76,7 +76,7 @@ impl Saga for Trip {
             .when(|facts| facts.output::<i64>("payment").is_ok_and(|cents| cents > 10_000))
             .sleep("pause", MINUTE)
             .step("ticket", |_| done(()))
-            .key_life(45 * SECOND)
+            .calls(Target { key_life: Some(45 * SECOND), ..Target::new("tickets") })
             .retry(RetryPolicy::new(3, 20 * SECOND))
             .end()
     }
@@ -473,7 +473,7 @@ proptest! {
             prop_assert_eq!(&folded, &state);
 
             // Every instance ends, has something to do, will have by time, waits for an event that has a deadline, or is stuck.
-            let goes_on = !effects(&plan, &state, now).is_empty() || wakes_at(&plan, &state).is_some();
+            let goes_on = !effects(&plan, &state, now).is_empty() || wakes_at(&plan, &state, now).is_some();
             let is_stuck = matches!(state.phase, Phase::Stuck { .. });
             prop_assert!(state.has_ended() || is_stuck || goes_on, "{:?}", state);
             // What ended undone has nothing left that happened; an operator may have said otherwise.

@@ -27,6 +27,8 @@ impl By {
 pub struct PartitionLag {
     /// The follower's name.
     pub follower: String,
+    /// What it is: `view`, `projector`, `saga` or `reactor`.
+    pub kind: String,
     /// The version of its code.
     pub version: i32,
     /// `live`; `rebuild` while it is built beside the live one; `verify` while it is built to compare.

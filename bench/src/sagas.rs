@@ -1,0 +1,267 @@
+//! Sagas: how many end a second, how soon one begins, and what those cost that sleep.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use annals::{
+    Aggregate, Annals, App, Begin, BoxError, Context, Event, ExpectedVersion, Id, NewEvent, Recorded, Saga, Steps,
+    StreamId,
+};
+use futures::{StreamExt, stream};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    process::{Child, Command},
+    time::{interval, sleep},
+};
+
+use crate::{
+    measure::Figures,
+    read::connect,
+    server::{self, Server},
+};
+
+/// What a saga of four local steps goes through.
+#[derive(Serialize, Deserialize, JsonSchema)]
+pub(crate) enum JobEvent {
+    Posted,
+    Slept,
+    Done { step: u32 },
+}
+impl Event for JobEvent {}
+
+#[derive(Default, Serialize, Deserialize)]
+pub(crate) struct Job {
+    done: u32,
+}
+
+impl Aggregate for Job {
+    const TYPE: &'static str = "job";
+    type Command = u32;
+    type Event = JobEvent;
+    type Error = Infallible;
+
+    fn handle(&self, step: &u32, _: &Context) -> Result<Vec<JobEvent>, Infallible> {
+        Ok(vec![JobEvent::Done { step: *step }])
+    }
+
+    fn apply(&mut self, _: &JobEvent) {
+        self.done += 1;
+    }
+}
+
+/// Four commands, one after the other.
+struct Work;
+
+impl Saga for Work {
+    const NAME: &'static str = "work";
+    const BEGIN: Begin = Begin::Start;
+    type Event = JobEvent;
+    type Input = ();
+
+    fn start(event: &Recorded<JobEvent>) -> Option<(Id, ())> {
+        matches!(event.event, JobEvent::Posted).then(|| (event.stream.id().into(), ()))
+    }
+
+    fn steps(steps: Steps<Self>) -> Steps<Self> {
+        steps
+            .command::<Job>("one", |cx| Ok((cx.id.clone(), 1)))
+            .command::<Job>("two", |cx| Ok((cx.id.clone(), 2)))
+            .command::<Job>("three", |cx| Ok((cx.id.clone(), 3)))
+            .command::<Job>("four", |cx| Ok((cx.id.clone(), 4)))
+    }
+}
+
+/// Sleeps until next month.
+struct Sleep;
+
+impl Saga for Sleep {
+    const NAME: &'static str = "sleep";
+    const BEGIN: Begin = Begin::Start;
+    type Event = JobEvent;
+    type Input = ();
+
+    fn start(event: &Recorded<JobEvent>) -> Option<(Id, ())> {
+        matches!(event.event, JobEvent::Slept).then(|| (event.stream.id().into(), ()))
+    }
+
+    fn steps(steps: Steps<Self>) -> Steps<Self> {
+        steps.sleep("sleep", Duration::from_secs(30 * 86_400)).step("wake", |_| async { Ok(()) })
+    }
+}
+
+/// When each instance began its first step.
+static BEGUN: LazyLock<Mutex<HashMap<String, Instant>>> = LazyLock::new(Mutex::default);
+
+fn begun() -> std::sync::MutexGuard<'static, HashMap<String, Instant>> {
+    BEGUN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says when it began.
+struct Soon;
+
+impl Saga for Soon {
+    const NAME: &'static str = "soon";
+    type Event = JobEvent;
+    type Input = ();
+
+    fn start(event: &Recorded<JobEvent>) -> Option<(Id, ())> {
+        matches!(event.event, JobEvent::Posted).then(|| (event.stream.id().into(), ()))
+    }
+
+    fn steps(steps: Steps<Self>) -> Steps<Self> {
+        steps
+            .step("first", |cx| async move {
+                begun().insert(cx.id.to_string(), Instant::now());
+                Ok(())
+            })
+            .command::<Job>("second", |cx| Ok((cx.id.clone(), 2)))
+    }
+}
+
+async fn post(annals: &Annals, id: &str, event: &JobEvent) -> Result<(), BoxError> {
+    let events = vec![NewEvent::of(event)?];
+    annals.append(&StreamId::of(Job::TYPE, id)?, ExpectedVersion::NoStream, events).await?;
+    Ok(())
+}
+
+async fn post_all(annals: &Annals, name: &str, count: usize, event: &JobEvent) -> Result<(), BoxError> {
+    let posting = (0..count).map(|nth| async move { post(annals, &format!("{name}{nth}"), event).await });
+    let mut posting = stream::iter(posting).buffer_unordered(512);
+    while let Some(posted) = posting.next().await {
+        posted?;
+    }
+    Ok(())
+}
+
+/// Waits until `count` instances of a saga have ended.
+async fn ended(app: &App, saga: &str, count: usize) -> Result<(), BoxError> {
+    loop {
+        let counts = app.sagas().summary().await?.remove(saga).unwrap_or_default();
+        if counts.completed as usize >= count {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+const STORE: &str = "bench_sagas";
+
+/// Sagas of four local steps in so many processes, beside so many that sleep; the limit is the same commands without a saga, a
+/// fourth of a command's rate.
+pub(crate) async fn ended_a_second(
+    server: &Server,
+    processes: usize,
+    sleeping: usize,
+) -> Result<(Figures, Figures), BoxError> {
+    const SAGAS: usize = 10_000;
+    server.drop_store(STORE).await?;
+    let annals = connect(server, STORE).await?;
+    let registered = || annals.app().aggregate::<Job>().saga(Work).saga(Sleep);
+    let mut before = 0;
+    if sleeping > 0 {
+        post_all(&annals, "sleeping-", sleeping, &JobEvent::Slept).await?;
+        let app = registered().start().await?;
+        while app.sagas().summary().await?.get("sleep").is_none_or(|counts| (counts.running as usize) < sleeping) {
+            sleep(Duration::from_millis(100)).await;
+        }
+        app.shutdown().await;
+        before = server::own_peak().unwrap_or_default();
+    }
+    let annals = connect(server, STORE).await?;
+    post_all(&annals, "", SAGAS, &JobEvent::Posted).await?;
+    server.settle().await?;
+    server::forget_peak();
+    let (transactions, begun) = (committed(server).await?, Instant::now());
+    let app = annals.app().aggregate::<Job>().saga(Work).saga(Sleep).start().await?;
+    let mut others: Vec<Child> = (1..processes).map(|_| other(server)).collect::<Result<_, _>>()?;
+    ended(&app, Work::NAME, SAGAS).await?;
+    let elapsed = begun.elapsed();
+    let transactions = (committed(server).await? - transactions) as f64 / SAGAS as f64;
+    for other in &mut others {
+        other.kill().await?;
+    }
+    let resident_mb = server::own_peak();
+    let note = format!(
+        "one saga is 10 events of its own and 4 of its aggregate in 5 appends; {transactions:.2} transactions each were committed, as \
+         many appends share one; {before} MB before"
+    );
+    let ours = Figures { resident_mb, note: Some(note), ..Figures::rate(SAGAS, elapsed) };
+
+    let begun = Instant::now();
+    let commands = (0..SAGAS).map(|nth| {
+        let app = app.clone();
+        async move {
+            for step in 1..=4 {
+                app.execute::<Job>(nth, step).await?;
+            }
+            Ok::<_, BoxError>(())
+        }
+    });
+    let mut commands = stream::iter(commands).buffer_unordered(256);
+    while let Some(done) = commands.next().await {
+        done?;
+    }
+    let limit = Figures::rate(SAGAS, begun.elapsed());
+    app.shutdown().await;
+    server.drop_store(STORE).await?;
+    Ok((ours, limit))
+}
+
+async fn committed(server: &Server) -> Result<i64, BoxError> {
+    // What a session has done is counted a little later.
+    sleep(Duration::from_millis(1_200)).await;
+    let query = "select xact_commit from pg_stat_database where datname = current_database()";
+    Ok(sqlx::query_scalar(query).fetch_one(&mut server.connect().await?).await?)
+}
+
+fn other(server: &Server) -> Result<Child, BoxError> {
+    let program = std::env::current_exe()?;
+    Ok(Command::new(program).arg("sagas-process").arg(server.url()).kill_on_drop(true).spawn()?)
+}
+
+/// One of several processes that run sagas, until it is killed.
+pub(crate) async fn process(url: &str) -> Result<(), BoxError> {
+    let annals = Annals::connect(annals::Config { store: STORE.into(), ..server::config(url) }).await?;
+    let _app = annals.app().aggregate::<Job>().saga(Work).saga(Sleep).start().await?;
+    std::future::pending().await
+}
+
+/// From an event's acknowledgement to the beginning of the first step that it leads to, at 100 a second.
+pub(crate) async fn begun_after(server: &Server, seconds: u64) -> Result<Figures, BoxError> {
+    server.drop_store(STORE).await?;
+    let annals = connect(server, STORE).await?;
+    let app = annals.app().aggregate::<Job>().saga(Soon).start().await?;
+    post(&annals, "warm", &JobEvent::Posted).await?;
+    ended(&app, Soon::NAME, 1).await?;
+    let count = seconds.max(10) * 100;
+    let acknowledged = Arc::new(Mutex::new(HashMap::new()));
+    let (mut ticks, begun_at) = (interval(Duration::from_millis(10)), Instant::now());
+    let mut posting = vec![];
+    for nth in 0..count {
+        ticks.tick().await;
+        let (annals, acknowledged) = (annals.clone(), acknowledged.clone());
+        posting.push(tokio::spawn(async move {
+            let id = nth.to_string();
+            post(&annals, &id, &JobEvent::Posted).await.map_err(|error| error.to_string())?;
+            acknowledged.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Instant::now());
+            Ok::<_, String>(())
+        }));
+    }
+    for posted in posting {
+        posted.await??;
+    }
+    let elapsed = begun_at.elapsed();
+    ended(&app, Soon::NAME, count as usize + 1).await?;
+    let (begun, acknowledged) = (begun().clone(), acknowledged.lock().unwrap_or_else(PoisonError::into_inner).clone());
+    let latency =
+        |(id, at): (&String, &Instant)| Some(begun.get(id)?.saturating_duration_since(*at).as_micros() as u64);
+    let latencies: Vec<u64> = acknowledged.iter().filter_map(latency).collect();
+    app.shutdown().await;
+    server.drop_store(STORE).await?;
+    Ok(Figures::of(latencies, 1, elapsed))
+}

@@ -1,0 +1,176 @@
+//! Reactors: an event in, commands or calls out, and no state of their own.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+use uuid::Uuid;
+
+use crate::{
+    Aggregate, App, Begin, Event, FailureKind, FailurePolicy, Id, InvalidInput, Options, Payload, Receipt, Recorded,
+    StepError, StoreError, StreamId, Target, Version,
+    event::contract::Contracts,
+    saga::{Runtime, check_depth},
+    store::Annals,
+    subscription::{Done, EffectFollower, FollowError, Handle, Model},
+};
+
+/// Does something about each event: sends a message, has another aggregate do something (choreography).
+///
+/// It gets the events of a stream in order, those of several streams side by side, and each at least once: what it does, it does
+/// under [`Reaction::key`]. One that fails is tried again and then parked, with the later events of its stream behind it
+/// ([`FailurePolicy`]). It begins with what comes after its first start, and nothing is rebuilt by it.
+///
+/// Choose a [`Saga`](crate::Saga) where several steps belong together and must be undone together; a reactor where one thing
+/// follows from another and nobody waits for it. An [`Expectation`](crate::Expectation) watches over the end of what reactors do
+/// together.
+pub trait Reactor: Send + Sync + 'static {
+    /// The reactor's stable name: lower case letters, digits and `_`.
+    const NAME: &'static str;
+    /// Where a new reactor begins.
+    const BEGIN: Begin = Begin::Now;
+    /// What becomes of an event that fails, and how often it is tried.
+    const FAILURES: FailurePolicy = FailurePolicy::PARK;
+    /// How many partitions it begins with, each with the streams of its own.
+    const PARTITIONS: u32 = 1;
+    /// Event types, among those of its categories, that it does not want and need not be able to read.
+    const SKIPS: &'static [&'static str] = &[];
+    /// Whom it calls: while the circuit breaker before them is open, it waits.
+    const TARGET: Option<Target> = None;
+    /// How old an event may be. An older one is left out, which is recorded: yesterday's backlog is no news.
+    const MAX_AGE: Option<Duration> = None;
+    /// Whether an event is left out whose stream has gone on since. That is recorded, too.
+    const SKIP_IF_SUPERSEDED: bool = false;
+    /// The events it reads: an aggregate's, or a union of several aggregates'.
+    type Event: Event;
+
+    /// Does what follows from an event.
+    ///
+    /// # Errors
+    /// Whatever kept it: the event is tried again under the same key.
+    fn react(&self, reaction: Reaction<Self::Event>) -> impl Future<Output = Result<(), StepError>> + Send;
+}
+
+/// An event for a [`Reactor`], with what it may want to know.
+#[derive(Debug, Clone)]
+pub struct Reaction<E> {
+    /// The event.
+    pub event: Recorded<E>,
+    /// The key of what the reactor does about this event, the same for all its attempts.
+    pub key: Uuid,
+    /// How old the event is, by the database's clock.
+    pub age: Duration,
+    /// How far its stream is by now.
+    pub present: Version,
+    app: App,
+}
+
+impl<E> Reaction<E> {
+    /// The app that the reactor runs in.
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
+    /// The key of the `nth` thing that is done about the event, if there are several.
+    pub fn nth_key(&self, nth: u32) -> Uuid {
+        Uuid::new_v5(&self.key, &nth.to_be_bytes())
+    }
+
+    /// Lets the aggregate `id` handle `command`, once, however often the event is tried: the command's id comes from the key and
+    /// the stream. So there is one command for each aggregate.
+    ///
+    /// # Errors
+    /// As [`App::execute_with`].
+    pub async fn execute<A: Aggregate>(&self, id: impl Into<Id>, command: A::Command) -> Result<Receipt, StepError> {
+        let stream = StreamId::of(A::TYPE, id).map_err(StepError::business)?;
+        let command_id = Uuid::new_v5(&self.key, stream.as_str().as_bytes());
+        let options = Options::caused_by(&self.event).command_id(command_id);
+        Ok(self.app.execute_with::<A>(stream.id(), command, options).await?)
+    }
+}
+
+/// What there is to know of `reactor` to follow the log for it.
+pub(crate) fn model<R: Reactor>(
+    reactor: R,
+    store: &Annals,
+    contracts: &Arc<Contracts>,
+    runtime: &Arc<Runtime>,
+) -> Result<Model, InvalidInput> {
+    if let Some(target) = R::TARGET {
+        runtime.breakers.add(target);
+    }
+    let (store, runtime, contracts, reactor) = (store.clone(), runtime.clone(), contracts.clone(), Arc::new(reactor));
+    Ok(Model {
+        name: R::NAME,
+        kind: "reactor",
+        version: 1,
+        partitions: R::PARTITIONS,
+        policy: R::FAILURES,
+        categories: contracts.categories_of::<R::Event>(),
+        skips: R::SKIPS,
+        definition: format!("reactor {}", R::NAME),
+        live: store.inner.name.read_model(R::NAME)?,
+        begin: R::BEGIN,
+        tables: "",
+        indexes: "",
+        follower: Box::new(move |_| {
+            let reacting =
+                Reacting { reactor: reactor.clone(), runtime: runtime.clone(), contracts: contracts.clone() };
+            Arc::new(EffectFollower::new(store.clone(), Arc::new(reacting)))
+        }),
+    })
+}
+
+/// The follower of a reactor.
+struct Reacting<R> {
+    reactor: Arc<R>,
+    runtime: Arc<Runtime>,
+    contracts: Arc<Contracts>,
+}
+
+/// All keys of reactors come from the event's id under this one.
+const NAMESPACE: Uuid = Uuid::from_u128(0x3d0c_52a1_9e0b_4c55_8a1f_77aa_6d1c_9b02);
+
+impl<R: Reactor> Handle for Reacting<R> {
+    const WANTS_HEADS: bool = true;
+
+    fn handle(
+        self: Arc<Self>,
+        raw: Arc<Recorded<Payload>>,
+        head: Option<Version>,
+    ) -> BoxFuture<'static, Result<Done, FollowError>> {
+        Box::pin(async move {
+            let event = self.contracts.decode::<R::Event>(&raw).map_err(|error| FollowError::from(Box::new(error)))?;
+            let age = (self.runtime.now() - event.recorded_at).to_std().unwrap_or_default();
+            if let Some(longest) = R::MAX_AGE.filter(|longest| age > *longest) {
+                return Ok(Done::Skipped(format!("{}s old, and {}s is the most", age.as_secs(), longest.as_secs())));
+            }
+            let present = head.unwrap_or(event.version).max(event.version);
+            if R::SKIP_IF_SUPERSEDED && present > event.version {
+                let reason = format!("version {} of its stream, which is at {present} by now", event.version);
+                return Ok(Done::Skipped(reason));
+            }
+            check_depth(&self.runtime.store, &raw).await?;
+            let Some(app) = self.runtime.app() else { return Err(FollowError::Store(StoreError::Closed)) };
+            let key = Uuid::new_v5(&NAMESPACE, format!("{} {}", R::NAME, event.event_id).as_bytes());
+            let admitted = match R::TARGET {
+                None => None,
+                Some(target) => match self.runtime.breakers.admit(&target).await {
+                    Ok(admitted) => Some(admitted),
+                    Err(_) => return Err(open(target.name)),
+                },
+            };
+            let result = self.reactor.react(Reaction { event, key, age, present, app }).await;
+            if let Some(admitted) = admitted {
+                let failure = result.as_ref().err().filter(|error| error.kind() != FailureKind::Business);
+                admitted.end(failure.map(ToString::to_string).as_deref());
+            }
+            result.map(|()| Done::Handled).map_err(|error| FollowError::Handler(error.into()))
+        })
+    }
+}
+
+/// Nobody is called there at present: the reactor waits, and no event fails for it.
+fn open(target: &str) -> FollowError {
+    let why = format!("the circuit breaker before {target} is open");
+    FollowError::Store(StoreError::Unavailable { what: "react to an event", source: sqlx::Error::Protocol(why) })
+}

@@ -1,0 +1,2 @@
+-- Returns (timestamptz): the time, by the database's clock.
+select statement_timestamp()

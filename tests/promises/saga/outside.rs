@@ -1,0 +1,274 @@
+//! Reactors, expectations, circuit breakers, and circles of all of them.
+
+use annals::{
+    Attention, CircuitBreaker, DeadLetters, Event, Expectation, ExpectedVersion, FailurePolicy, FollowerState,
+    NewEvent, Reaction, Reactor, StreamId, Target,
+};
+
+use super::*;
+use crate::app::place;
+
+/// Writes to whoever ordered, once an event.
+struct Notify(Arc<World>);
+
+impl Reactor for Notify {
+    const NAME: &'static str = "notify";
+    const FAILURES: FailurePolicy = FailurePolicy { attempts: 1, ..FailurePolicy::PARK };
+    type Event = OrderEvent;
+
+    async fn react(&self, reaction: Reaction<OrderEvent>) -> Result<(), StepError> {
+        let what = &*reaction.event.event_type.clone();
+        self.0.call(what, reaction.event.stream.id(), reaction.key).await.map(drop)
+    }
+}
+
+async fn orders(url: &str) -> Builder {
+    open(url).await.app().aggregate::<Order>().aggregate::<Account>()
+}
+
+async fn done(world: &World, order: &str, expected: &[(&str, usize)]) {
+    let expected: BTreeMap<String, usize> = expected.iter().map(|(what, count)| ((*what).into(), *count)).collect();
+    eventually(&format!("{order}: {expected:?}"), || async { world.done(order) == expected }).await;
+}
+
+#[tokio::test]
+async fn a_reactor_begins_at_now_keeps_the_order_of_a_stream_and_parks_what_fails() {
+    let (database, world) = (database().await, Arc::new(World::default()));
+    let app = orders(database.url()).await.start().await.unwrap();
+    app.execute::<Order>("before", place("ada", 1)).await.unwrap();
+    app.shutdown().await;
+
+    let app = orders(database.url()).await.reactor(Notify(world.clone())).start().await.unwrap();
+    world.answers("Placed", "2", &[Answer::Down]);
+    for order in ["1", "2"] {
+        app.execute::<Order>(order, place("ada", 1)).await.unwrap();
+        app.execute::<Order>(order, OrderCommand::Confirm).await.unwrap();
+    }
+    let last = app.execute::<Order>("3", place("ada", 1)).await.unwrap();
+    app.wait_for("notify", last.position, LONG).await.unwrap();
+
+    done(&world, "1", &[("Placed", 1), ("Confirmed", 1)]).await;
+    assert_eq!((world.done("before"), world.done("2")), (BTreeMap::new(), BTreeMap::new()));
+    let followers = app.store().followers();
+    let letters = followers.dead_letters(Some("notify"), &DeadLetters::All, 10).await.unwrap();
+    assert_eq!(letters.len(), 2, "the one that failed, and the one behind it");
+    followers.retry("notify", &DeadLetters::All, &by()).await.unwrap();
+    done(&world, "2", &[("Placed", 1), ("Confirmed", 1)]).await;
+    let (calls, keys) = world.calls("Placed", "2");
+    assert_eq!((calls, keys), (2, 1));
+    for refused in [followers.rebuild("notify", None, &by()).await, followers.rename("notify", "tell", &by()).await] {
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("notify is a reactor, and builds nothing from the log"), "{refused}");
+    }
+    let refused = app.verify("notify").await.unwrap_err().to_string();
+    assert!(refused.contains("builds nothing that could be compared"), "{refused}");
+}
+
+/// Writes only what is news.
+struct News(Arc<World>);
+
+impl Reactor for News {
+    const NAME: &'static str = "news";
+    const BEGIN: annals::Begin = annals::Begin::Start;
+    const MAX_AGE: Option<Duration> = Some(Duration::from_secs(3600));
+    const SKIP_IF_SUPERSEDED: bool = true;
+    type Event = OrderEvent;
+
+    async fn react(&self, reaction: Reaction<OrderEvent>) -> Result<(), StepError> {
+        assert!(reaction.age < Duration::from_secs(3600) && reaction.present == reaction.event.version);
+        self.0.call("news", reaction.event.stream.id(), reaction.key).await.map(drop)
+    }
+}
+
+#[tokio::test]
+async fn what_is_old_or_superseded_is_left_out_and_that_is_recorded() {
+    let (database, world) = (database().await, Arc::new(World::default()));
+    let app = orders(database.url()).await.start().await.unwrap();
+    for order in ["old", "gone", "new"] {
+        app.execute::<Order>(order, place("ada", 1)).await.unwrap();
+    }
+    app.execute::<Order>("gone", OrderCommand::Confirm).await.unwrap();
+    let aged = "alter table annals.events disable trigger refuse_change;
+                update annals.events set recorded_at = recorded_at - interval '1 day' where stream = 'order-old'";
+    sqlx::raw_sql(aged).execute(app.store().pool()).await.unwrap();
+    app.shutdown().await;
+
+    let app = orders(database.url()).await.reactor(News(world.clone())).start().await.unwrap();
+    let last = app.execute::<Order>("last", place("ada", 1)).await.unwrap();
+    app.wait_for("news", last.position, LONG).await.unwrap();
+    assert_eq!(["old", "gone", "new"].map(|order| world.done(order).len()), [0, 1, 1]);
+    assert_eq!(crate::follow::assert_accounted(&app, "news").await, (5, 3, 0, 2));
+    let skipped: Vec<(String, String)> =
+        sqlx::query_as("select key, reason from annals.dead_letters where state = 'discarded' order by position")
+            .fetch_all(app.store().pool())
+            .await
+            .unwrap();
+    assert!(skipped[0].0 == "order-old" && skipped[0].1.ends_with("s old, and 3600s is the most"), "{skipped:?}");
+    assert_eq!(skipped[1], ("order-gone".into(), "version 1 of its stream, which is at 2 by now".into()));
+}
+
+/// Whoever orders, confirms in time.
+struct Confirmation;
+
+impl Expectation for Confirmation {
+    const NAME: &'static str = "confirmation";
+    type Event = OrderEvent;
+
+    fn begin(event: &Recorded<OrderEvent>) -> Option<(Id, Duration)> {
+        match &event.event {
+            OrderEvent::Placed { cents, .. } => {
+                Some((event.stream.id().into(), Duration::from_millis(cents.unsigned_abs())))
+            }
+            _ => None,
+        }
+    }
+
+    fn end(event: &Recorded<OrderEvent>) -> Option<Id> {
+        matches!(event.event, OrderEvent::Confirmed | OrderEvent::Cancelled { .. }).then(|| event.stream.id().into())
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_end_in_time_is_told_once_and_listed_until_it_ends() {
+    let (database, told) = (database().await, Arc::new(Mutex::new(vec![])));
+    let start = |told: Arc<Mutex<Vec<Attention>>>| async {
+        let builder = orders(database.url()).await.expectation::<Confirmation>();
+        builder.on_attention(move |attention| told.lock().unwrap().push(attention)).start().await.unwrap()
+    };
+    let (app, other) = (start(told.clone()).await, start(told.clone()).await);
+    app.execute::<Order>("slow", place("ada", 300)).await.unwrap();
+    app.execute::<Order>("quick", place("ada", 60_000)).await.unwrap();
+    app.execute::<Order>("quick", OrderCommand::Confirm).await.unwrap();
+    let state = |id: &'static str, state: SagaState| {
+        let app = app.clone();
+        async move {
+            eventually(&format!("{id} is {state:?}"), || async {
+                instance(&app, id).await.is_some_and(|instance| instance.state == state)
+            })
+            .await;
+        }
+    };
+    state("slow", SagaState::Stuck).await;
+    state("quick", SagaState::Completed).await;
+    eventually("somebody is told", || async { !told.lock().unwrap().is_empty() }).await;
+    app.execute::<Order>("slow", OrderCommand::Confirm).await.unwrap();
+    state("slow", SagaState::Completed).await;
+
+    app.execute::<Order>("later", place("ada", 1)).await.unwrap();
+    eventually("of the other one, too", || async { told.lock().unwrap().len() == 2 }).await;
+    let told = told.lock().unwrap().clone();
+    assert_eq!([&*told[0].id, &*told[1].id], ["slow", "later"]);
+    assert_eq!((&*told[0].saga, told[0].step.as_deref()), ("confirmation", Some("end")));
+    assert!(told[0].reason.starts_with("what it waits for did not come in time"));
+    other.shutdown().await;
+}
+
+const GATEWAY: Target =
+    Target { failures: 3, at_once: 2, open_for: Duration::from_millis(600), ..Target::new("gateway") };
+
+/// Pays at a gateway that may be away for longer than its attempts would last.
+struct Paying(Arc<World>);
+
+impl Saga for Paying {
+    const NAME: &'static str = "paying";
+    type Event = OrderEvent;
+    type Input = ();
+
+    fn start(event: &Recorded<OrderEvent>) -> Option<(Id, ())> {
+        matches!(event.event, OrderEvent::Placed { .. }).then(|| (event.stream.id().into(), ()))
+    }
+
+    fn steps(steps: Steps<Self>) -> Steps<Self> {
+        let patient = RetryPolicy { attempts: 5, ..QUICK };
+        steps
+            .step("pay", |cx| async move { cx.saga.0.call("pay", "all", cx.key).await })
+            .retry(patient)
+            .calls(GATEWAY)
+            .end()
+    }
+}
+
+#[tokio::test]
+async fn while_a_target_is_away_it_is_left_alone_and_all_go_on_when_it_is_back() {
+    const ORDERS: usize = 60;
+    let (database, world) = (database().await, Arc::new(World::default()));
+    let app = orders(database.url()).await.saga(Paying(world.clone())).start().await.unwrap();
+    world.answers("pay", "all", &[Answer::Down; 9]);
+    for order in 0..ORDERS {
+        app.execute::<Order>(order, place("ada", 1)).await.unwrap();
+    }
+    let breakers = app.store().breakers();
+    let one = || async {
+        let breakers: Vec<CircuitBreaker> = breakers.list().await.unwrap();
+        breakers.into_iter().next()
+    };
+    eventually("it is seen to be open", || async { one().await.is_some_and(|it| it.state == "open") }).await;
+    let shown = one().await.unwrap();
+    assert_eq!((&*shown.target, shown.last_error.as_deref()), ("gateway", Some("down")));
+    let waiting = app.sagas().list(&SagaFilter::default(), 1).await.unwrap().remove(0);
+    assert!(waiting.state == SagaState::Running);
+
+    eventually("all are paid", || async { app.sagas().summary().await.unwrap()["paying"].completed == ORDERS as u64 })
+        .await;
+    // Those that opened it, those that were under way then, and one at a time.
+    assert_eq!(world.calls("pay", "all").0, ORDERS + 9);
+    eventually("it is seen to be closed", || async { one().await.is_some_and(|it| it.state == "closed") }).await;
+}
+
+#[tokio::test]
+async fn an_operator_has_nobody_called_and_everybody_again() {
+    let (database, world) = (database().await, Arc::new(World::default()));
+    let app = orders(database.url()).await.saga(Paying(world.clone())).start().await.unwrap();
+    let breakers = app.store().breakers();
+    eventually("it is known", || async { !breakers.list().await.unwrap().is_empty() }).await;
+    breakers.open("gateway", &by()).await.unwrap();
+    let is_held = || async { breakers.list().await.unwrap()[0].held_by == Some(("ops".into(), "a test".into())) };
+    eventually("it is held open", is_held).await;
+    app.execute::<Order>("1", place("ada", 1)).await.unwrap();
+    eventually("it waits", || async {
+        instance(&app, "1").await.is_some_and(|it| it.waits_for.as_deref() == Some("gateway"))
+    })
+    .await;
+    assert_eq!(world.calls("pay", "all").0, 0);
+    breakers.close("gateway", &by()).await.unwrap();
+    eventually("it is paid", || async { app.sagas().summary().await.unwrap()["paying"].completed == 1 }).await;
+    let refused = breakers.open("nobody", &by()).await.unwrap_err().to_string();
+    assert!(refused.contains("no process that is alive calls \"nobody\""), "{refused}");
+}
+
+/// Begins again whenever it has ended: each of its orders leads to another.
+struct Circle;
+
+impl Saga for Circle {
+    const NAME: &'static str = "circle";
+    type Event = OrderEvent;
+    type Input = u32;
+
+    fn start(event: &Recorded<OrderEvent>) -> Option<(Id, u32)> {
+        let nth = event.stream.id().parse::<u32>().ok()?;
+        matches!(event.event, OrderEvent::Placed { .. }).then(|| (nth.into(), nth))
+    }
+
+    fn steps(steps: Steps<Self>) -> Steps<Self> {
+        steps.command::<Order>("again", |cx| Ok(((*cx.input + 1).into(), place("ada", 1)))).end()
+    }
+}
+
+#[tokio::test]
+async fn a_saga_that_starts_itself_in_a_circle_is_bounded_and_reported() {
+    let database = database().await;
+    let app = orders(database.url()).await.saga(Circle).start().await.unwrap();
+    app.execute::<Order>("1", place("ada", 1)).await.unwrap();
+    let followers = app.store().followers();
+    let parked = || async { followers.dead_letters(Some("circle"), &DeadLetters::All, 10).await.unwrap() };
+    eventually("it is parked", || async { !parked().await.is_empty() }).await;
+    let letter = parked().await.remove(0);
+    let error = letter.error.unwrap();
+    assert!(error.contains("more than 32 events led to this one, each by itself"), "{error}");
+    assert!(error.contains("order Placed > $circle SagaStarted > order Placed"), "{error}");
+    let begun = app.sagas().summary().await.unwrap()["circle"].completed;
+    assert!((10..=33).contains(&begun), "{begun}");
+    assert_eq!(app.followers()[0].state, FollowerState::Running);
+    let _ =
+        (NewEvent::of(&OrderEvent::Confirmed), ExpectedVersion::Any, StreamId::new("x"), <OrderEvent as Event>::UNION);
+}
