@@ -52,7 +52,7 @@ impl Client {
     /// Takes a payment.
     ///
     /// # Errors
-    /// As every step: declined, or closed to this key, is business.
+    /// As every step. A card that is declined is business; so is whatever else the gateway refuses for good.
     pub(crate) async fn charge(&self, key: Uuid, order: &str, cents: i64) -> Result<Charge, StepError> {
         self.post("charges", key, &ToCharge { order: order.into(), cents }).await
     }
@@ -150,6 +150,8 @@ async fn answer<T: DeserializeOwned>(sent: Result<Response, reqwest::Error>) -> 
             let error = StepError::transient("the gateway is asked too often");
             Err(wait.map_or(error.clone(), |seconds| error.retry_after(Duration::from_secs(seconds))))
         }
+        // Somebody asked what became of the key, and was told none: whoever still uses it is behind the times, and nothing has happened.
+        StatusCode::CONFLICT => Err(StepError::transient(format!("the key is {}", refusal()))),
         StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE => Err(StepError::transient(refusal())),
         status if status.is_client_error() => Err(StepError::business(refusal())),
         status => Err(StepError::unknown(format!("the gateway answered {status}"))),

@@ -242,7 +242,7 @@ fn answered(answer: Answer) -> Response {
         Answer::Shipped(shipment) => done(shipment),
         Answer::Declined => refused(StatusCode::PAYMENT_REQUIRED, "declined"),
         Answer::Closed => refused(StatusCode::CONFLICT, "closed"),
-        Answer::RefundedBefore => refused(StatusCode::CONFLICT, "refunded before, under another key"),
+        Answer::RefundedBefore => refused(StatusCode::UNPROCESSABLE_ENTITY, "refunded before, under another key"),
         Answer::Missing(id) => refused(StatusCode::NOT_FOUND, &format!("there is no {id}")),
         Answer::OtherContents => {
             refused(StatusCode::UNPROCESSABLE_ENTITY, "the key was used before, with other contents")

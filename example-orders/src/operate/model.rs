@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 use annals::{Followers, PartitionLag, Position, StoreError};
 use serde::Serialize;
 
-use crate::sagas;
-
 /// States, from the best to the worst.
 const STATES: [&str; 5] = ["running", "retrying", "unowned", "paused", "halted"];
 
@@ -54,8 +52,9 @@ pub(crate) struct Build {
 /// Postgres cannot be asked.
 pub(crate) async fn models(followers: &Followers) -> Result<Vec<Model>, StoreError> {
     let mut builds: BTreeMap<String, [Option<Build>; 3]> = BTreeMap::new();
-    // What follows the log for a saga is looked after with the saga.
-    for partition in followers.lag().await?.into_iter().filter(|it| !sagas::ALL.contains(&&*it.follower)) {
+    // Sagas and reactors follow the log, too, and show nothing.
+    let is_model = |partition: &PartitionLag| matches!(&*partition.kind, "view" | "projector");
+    for partition in followers.lag().await?.into_iter().filter(is_model) {
         let nth = match &*partition.purpose {
             "live" => 0,
             "rebuild" => 1,

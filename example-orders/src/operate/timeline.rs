@@ -49,9 +49,14 @@ impl Moment {
         let what = match &recorded.event {
             SagaEvent::SagaStarted { .. } => "started",
             SagaEvent::StepStarted { step, .. } => moment.at_step(step, "begun"),
-            SagaEvent::StepFailed { step, attempt, kind, error, unknown, next_attempt_at } => {
+            SagaEvent::StepFailed { step, attempt, kind, error, unknown, next_attempt_at, key_is_dead } => {
                 moment.failed(*attempt, *kind, error, *next_attempt_at);
-                moment.at_step(step, if *unknown { "failed, outcome not known" } else { "failed" })
+                let what = match (unknown, key_is_dead) {
+                    (true, _) => "failed, outcome not known",
+                    (false, true) => "did not happen",
+                    (false, false) => "failed",
+                };
+                moment.at_step(step, what)
             }
             SagaEvent::StepTimedOut { step, .. } => moment.at_step(step, "timed out"),
             SagaEvent::StepCompleted { step, .. } => moment.at_step(step, "done"),

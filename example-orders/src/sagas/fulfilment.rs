@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use annals::{Cx, Id, Recorded, Saga, SagaEvent, StepError, Steps};
+use annals::{Cx, FailureKind, Id, Recorded, Saga, StepError, Steps, Target};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -13,8 +13,8 @@ use crate::{
 
 /// How long one call of the gateway may take: longer than its client waits.
 const CALL: Duration = Duration::from_secs(10);
-/// How long the gateway remembers a key.
-const KEY_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+/// The gateway. It never forgets a key; one that is down is asked every 20 s whether it is back.
+const GATEWAY: Target = Target { open_for: Duration::from_secs(20), ..Target::new("gateway") };
 
 /// Fulfils the orders of the online shop; what is bought in a store is paid and taken away there.
 ///
@@ -70,11 +70,11 @@ impl Saga for Fulfilment {
             .step("reserve", reserve)
             .step("pay", |cx| async move { cx.saga.gateway.charge(cx.key, &cx.id, cx.input.cents).await })
             .ask(|cx| async move { cx.saga.gateway.charged(cx.key).await })
-            .key_life(KEY_LIFE)
+            .calls(GATEWAY)
             .attempt_timeout(CALL)
             .undo(|cx, charge: Charge| async move { cx.saga.gateway.refund(cx.key, &charge.id).await.map(drop) })
             .step("ship", |cx| async move { cx.saga.gateway.ship(cx.key, &cx.id).await })
-            .key_life(KEY_LIFE)
+            .calls(GATEWAY)
             .attempt_timeout(CALL)
             .undo(|cx, shipment: Shipment| async move {
                 cx.saga.gateway.cancel_shipment(cx.key, &shipment.id).await.map(drop)
@@ -101,7 +101,7 @@ async fn reserve(cx: Cx<Fulfilment>) -> Result<(), StepError> {
     for (sku, quantity) in products(&cx.input.lines) {
         let reserved = cx.execute::<Stock>(sku, StockCommand::Reserve { order, quantity }).await;
         reserved.map_err(|error| match error.kind() {
-            annals::FailureKind::Business => StepError::business(format!("product {sku}: {error}")),
+            FailureKind::Business => StepError::business(format!("product {sku}: {error}")),
             _ => error,
         })?;
     }
@@ -114,16 +114,6 @@ async fn give_up(cx: Cx<Fulfilment>) -> Result<(), StepError> {
     for sku in products(&cx.input.lines).into_keys() {
         cx.execute::<Stock>(sku, StockCommand::Release { order }).await?;
     }
-    let reason = reason(&cx).await?;
+    let reason = cx.reason.clone().unwrap_or_else(|| "it could not be fulfilled".into());
     cx.execute::<Order>(cx.id.clone(), OrderCommand::Cancel { reason }).await.map(drop)
-}
-
-/// Why the instance undoes: its own history says so.
-async fn reason(cx: &Cx<Fulfilment>) -> Result<String, StepError> {
-    let history = cx.app().sagas().history(Fulfilment::NAME, cx.id.clone()).await?;
-    let reason = history.into_iter().rev().find_map(|recorded| match recorded.event {
-        SagaEvent::UndoBegan { reason, .. } => Some(reason),
-        _ => None,
-    });
-    Ok(reason.unwrap_or_else(|| "it could not be fulfilled".into()))
 }

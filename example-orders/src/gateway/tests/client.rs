@@ -113,7 +113,7 @@ async fn a_payment_is_taken_once_given_back_once_and_closed_keys_take_none() {
     assert_eq!(kind(client.refund(pay, &charge.id).await).0, FailureKind::Business);
     assert_eq!(client.charged(pay).await.unwrap(), Some(charge.clone()));
     assert_eq!(client.charged(other).await.unwrap(), None);
-    assert_eq!(kind(client.charge(other, "2", 100).await), (FailureKind::Business, "closed".into()));
+    assert_eq!(kind(client.charge(other, "2", 100).await), (FailureKind::Transient, "the key is closed".into()));
     let refunded = client.refund(refund, &charge.id).await.unwrap();
     assert_eq!(client.refund(refund, &charge.id).await.unwrap(), refunded);
     assert!(kind(client.refund(Uuid::now_v7(), "charge-99").await).1.contains("there is no charge-99"));
