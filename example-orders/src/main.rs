@@ -81,7 +81,7 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
     match cli.command {
         None => {
             let work = async |shop: &Shop| tour::run(shop, data_dir, &stop).await.map(|()| ExitCode::SUCCESS);
-            in_shop(data_dir, Role::Shop, None, &stop, work).await
+            in_shop(data_dir, Role::Shop, Some(&Sagas::known()?), &stop, work).await
         }
         Some(Command::Report { json }) => {
             let work = async |shop: &Shop| until(&stop, report(shop, json)).await.map(|_| ExitCode::SUCCESS);
@@ -117,7 +117,7 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
         }
         Some(Command::Sagas(command)) => {
             command.check()?;
-            let sagas = Sagas { gateway: Client::new(DEFAULT_URL)?, runs: &[], crash: false };
+            let sagas = Sagas::known()?;
             let role = Role::Onlooker;
             let work = async |shop: &Shop| {
                 until(&stop, operate::sagas(shop, data_dir, command)).await.map(|_| ExitCode::SUCCESS)
@@ -135,13 +135,13 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
             in_shop(data_dir, role, Some(&sagas), &stop, work).await
         }
         Some(Command::Fulfil { count, processes, kill_every, switches, json }) => {
-            let sagas = Sagas { gateway: Client::new(DEFAULT_URL)?, runs: &[], crash: false };
+            let sagas = Sagas::known()?;
             let (role, asked) = (Role::Onlooker, fulfil::Asked { count, processes, kill_every, switches, json });
             let work = async |shop: &Shop| unless_stopped(&stop, role, fulfil::run(shop, data_dir, asked)).await;
             in_shop(data_dir, role, Some(&sagas), &stop, work).await
         }
         Some(Command::Reconcile { gateway, json }) => {
-            let sagas = Sagas { gateway: Client::new(DEFAULT_URL)?, runs: &[], crash: false };
+            let sagas = Sagas::known()?;
             let role = Role::Onlooker;
             let work = async |shop: &Shop| {
                 unless_stopped(&stop, role, fulfil::compare(shop, data_dir, gateway.as_deref(), json)).await

@@ -1,24 +1,21 @@
 //! Money from one account to another, as a person types it.
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{path::Path, process::ExitCode};
 
-use annals::{App, BoxError, ExecuteError, Id, Saga, SagaFilter, SagaInstance, SagaState};
-use tokio::time::sleep;
+use annals::{App, BoxError, ExecuteError, Id, Saga, SagaFilter, SagaState};
 use uuid::Uuid;
 
 use crate::{
     account::{Account, AccountCommand, AccountError},
     figures::dollars,
     operate::timeline,
-    sagas::Transfer,
+    sagas::{Transfer, ended},
     say::{note, say},
     shop, typed,
 };
 
 /// What a new account begins with.
 const OPENED_WITH: i64 = 100_000;
-/// How often it looks whether a transfer has ended.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// What is to be moved.
 pub(crate) struct Asked {
@@ -78,21 +75,4 @@ async fn follow(app: &App, id: &Id) -> Result<bool, BoxError> {
     let history = app.sagas().history(Transfer::NAME, &**id).await?;
     say(format_args!("transfer {}: {}\n{}", &**id, ended.state.as_str(), timeline(&history)))?;
     Ok(ended.state == SagaState::Completed)
-}
-
-/// Waits until an instance has ended, or needs an operator.
-///
-/// # Errors
-/// Postgres cannot be asked.
-pub(crate) async fn ended(app: &App, saga: &str, id: &Id) -> Result<SagaInstance, BoxError> {
-    let filter = SagaFilter { saga: Some(saga.into()), id: Some((**id).into()), ..SagaFilter::default() };
-    loop {
-        let instances = app.sagas().list(&filter, 100).await?;
-        let found = instances.into_iter().find(|instance| instance.id == *id);
-        let is_over = |state| matches!(state, SagaState::Completed | SagaState::Compensated | SagaState::Stuck);
-        if let Some(found) = found.filter(|found| is_over(found.state)) {
-            return Ok(found);
-        }
-        sleep(LOOK).await;
-    }
 }

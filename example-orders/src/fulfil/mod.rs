@@ -3,6 +3,7 @@
 mod children;
 mod orders;
 mod reconcile;
+mod show;
 
 use std::{
     collections::BTreeSet,
@@ -16,9 +17,12 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use tokio::time::{interval, sleep};
 
-pub(crate) use children::Child;
-pub(crate) use reconcile::{Reconciled, reconcile};
+pub(crate) use show::show;
 
+use self::{
+    children::Child,
+    reconcile::{Reconciled, reconcile},
+};
 use crate::{
     figures::{count, dollars},
     gateway::{Client, Switches},
@@ -167,7 +171,7 @@ pub(crate) async fn compare(shop: &Shop, data_dir: &Path, url: Option<&str>, jso
 ///
 /// # Errors
 /// Postgres cannot be asked.
-pub(crate) async fn books(app: &App, data_dir: &Path) -> Result<PathBuf, BoxError> {
+async fn books(app: &App, data_dir: &Path) -> Result<PathBuf, BoxError> {
     // The first event of a store is as unique as the store.
     let first = app.store().read_log_page(ReadLog::default(), 1).await?.events.into_iter().next();
     let Some(first) = first else {
