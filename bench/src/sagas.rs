@@ -138,14 +138,19 @@ async fn post_all(annals: &Annals, name: &str, count: usize, event: &JobEvent) -
     Ok(())
 }
 
-/// Waits until `count` instances of a saga have ended.
-async fn ended(app: &App, saga: &str, count: usize) -> Result<(), BoxError> {
+/// Waits until a saga has seen the whole log, and none of its instances is under way. To count those that have ended would cost
+/// the more, the more there are.
+async fn ended(server: &Server, app: &App, saga: &str) -> Result<(), BoxError> {
+    let mut conn = server.connect().await?;
+    let open =
+        "select exists (select from bench_sagas.sagas where saga = $1 and state not in ('completed', 'compensated'))";
     loop {
-        let counts = app.sagas().summary().await?.remove(saga).unwrap_or_default();
-        if counts.completed as usize >= count {
+        let end = app.store().horizon().await?.safe;
+        let seen = app.followers().iter().filter(|follower| follower.name == saga).all(|it| it.position >= end);
+        if seen && !sqlx::query_scalar::<_, bool>(open).bind(saga).fetch_one(&mut conn).await? {
             return Ok(());
         }
-        sleep(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -179,8 +184,12 @@ pub(crate) async fn ended_a_second(
     let (transactions, begun) = (committed(server).await?, Instant::now());
     let app = annals.app().aggregate::<Job>().saga(Work).saga(Sleep).start().await?;
     let mut others: Vec<Child> = (1..processes).map(|_| other(server)).collect::<Result<_, _>>()?;
-    ended(&app, Work::NAME, SAGAS).await?;
+    ended(server, &app, Work::NAME).await?;
     let elapsed = begun.elapsed();
+    let counts = app.sagas().summary().await?.remove(Work::NAME).unwrap_or_default();
+    if counts.completed as usize != SAGAS {
+        return Err(format!("of {SAGAS} sagas, these have ended: {counts:?}").into());
+    }
     let transactions = (committed(server).await? - transactions) as f64 / SAGAS as f64;
     for other in &mut others {
         other.kill().await?;
@@ -237,7 +246,7 @@ pub(crate) async fn begun_after(server: &Server, seconds: u64) -> Result<Figures
     let annals = connect(server, STORE).await?;
     let app = annals.app().aggregate::<Job>().saga(Soon).start().await?;
     post(&annals, "warm", &JobEvent::Posted).await?;
-    ended(&app, Soon::NAME, 1).await?;
+    ended(server, &app, Soon::NAME).await?;
     let count = seconds.max(10) * 100;
     let acknowledged = Arc::new(Mutex::new(HashMap::new()));
     let (mut ticks, begun_at) = (interval(Duration::from_millis(10)), Instant::now());
@@ -256,7 +265,7 @@ pub(crate) async fn begun_after(server: &Server, seconds: u64) -> Result<Figures
         posted.await??;
     }
     let elapsed = begun_at.elapsed();
-    ended(&app, Soon::NAME, count as usize + 1).await?;
+    ended(server, &app, Soon::NAME).await?;
     let (begun, acknowledged) = (begun().clone(), acknowledged.lock().unwrap_or_else(PoisonError::into_inner).clone());
     let latency =
         |(id, at): (&String, &Instant)| Some(begun.get(id)?.saturating_duration_since(*at).as_micros() as u64);

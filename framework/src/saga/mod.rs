@@ -44,6 +44,76 @@ use crate::{Begin, Event, FailurePolicy, Id, Recorded};
 /// Steps run outside of transactions and at least once, always with the same key ([`Cx::key`]). After a crash, whoever takes an
 /// instance over goes on at the step that was recorded. There are no rules of determinism: a step is found by its name.
 ///
+/// # Example
+/// ```
+/// use annals::{Aggregate, Context, Event, Id, Recorded, RetryPolicy, Saga, StepError, Steps, Target};
+/// use std::time::Duration;
+/// # use schemars::JsonSchema;
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Serialize, Deserialize, JsonSchema)]
+/// # pub enum OrderEvent { Placed { cents: i64 }, Cancelled { reason: String } }
+/// # impl Event for OrderEvent {}
+/// # #[derive(Default, Serialize, Deserialize)]
+/// # struct Order;
+/// # #[derive(Serialize)]
+/// # enum OrderCommand { Confirm }
+/// # impl Aggregate for Order {
+/// #     const TYPE: &'static str = "order";
+/// #     type Command = OrderCommand;
+/// #     type Event = OrderEvent;
+/// #     type Error = std::convert::Infallible;
+/// #     fn handle(&self, _: &OrderCommand, _: &Context) -> Result<Vec<OrderEvent>, Self::Error> { Ok(vec![]) }
+/// #     fn apply(&mut self, _: &OrderEvent) {}
+/// # }
+/// # #[derive(Serialize, Deserialize)]
+/// # struct Charge { id: String }
+/// # struct Gateway;
+/// # impl Gateway {
+/// #     async fn charge(&self, _: i64, _: uuid::Uuid) -> Result<Charge, StepError> { Err(StepError::transient("down")) }
+/// #     async fn find(&self, _: uuid::Uuid) -> Result<Option<Charge>, StepError> { Ok(None) }
+/// #     async fn refund(&self, _: Charge, _: uuid::Uuid) -> Result<(), StepError> { Ok(()) }
+/// # }
+///
+/// /// It remembers keys for a day.
+/// const GATEWAY: Target = Target { key_life: Some(Duration::from_secs(86_400)), ..Target::new("gateway") };
+///
+/// struct Payment { gateway: Gateway }
+///
+/// impl Saga for Payment {
+///     const NAME: &'static str = "payment";
+///     type Event = OrderEvent;
+///     type Input = i64;
+///
+///     fn start(event: &Recorded<OrderEvent>) -> Option<(Id, i64)> {
+///         match &event.event {
+///             OrderEvent::Placed { cents } => Some((event.stream.id().into(), *cents)),
+///             _ => None,
+///         }
+///     }
+///
+///     fn cancel(event: &Recorded<OrderEvent>) -> Option<(Id, String)> {
+///         match &event.event {
+///             OrderEvent::Cancelled { reason } => Some((event.stream.id().into(), reason.clone())),
+///             _ => None,
+///         }
+///     }
+///
+///     fn steps(steps: Steps<Self>) -> Steps<Self> {
+///         steps
+///             .step("charge", |cx| async move { cx.saga.gateway.charge(*cx.input, cx.key).await })
+///             .ask(|cx| async move { cx.saga.gateway.find(cx.key).await })
+///             .undo(|cx, charge| async move { cx.saga.gateway.refund(charge, cx.key).await })
+///             .calls(GATEWAY)
+///             .retry(RetryPolicy::new(8, Duration::from_secs(1)))
+///             .command::<Order>("confirm", |cx| Ok((cx.id.clone(), OrderCommand::Confirm)))
+///     }
+/// }
+/// # async fn start(annals: annals::Annals, gateway: Gateway) -> Result<(), annals::StartError> {
+///
+/// let app = annals.app().aggregate::<Order>().saga(Payment { gateway }).start().await?;
+/// # Ok(()) }
+/// ```
+///
 /// # Source
 /// H. Garcia-Molina, K. Salem, *Sagas*, 1987.
 pub trait Saga: Send + Sync + Sized + 'static {

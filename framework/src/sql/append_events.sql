@@ -84,7 +84,9 @@ saga_moved as (
     due_at = case when saga.owner is null then saga.due_at else s.due_at end,
     interrupted = s.interrupted and s.owner is distinct from saga.writer, waits_for = null, changed_at = clock_timestamp(),
     told_at = case when saga.state = 'stuck' and s.state = 'stuck' then s.told_at end
-  from saga where saga.stream = s.stream and saga.head > 0
+  from saga
+  -- With the names apart, the rows are looked up by their key, however many there are.
+  where s.stream = any (array(select stream from saga where head > 0)) and saga.stream = s.stream
 )
 select entry.head,
   case when entry.appended > 0 then last_position.position

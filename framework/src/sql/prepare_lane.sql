@@ -20,5 +20,6 @@ select a.pid, a.backend_start as started, case when $local then a.xact_start end
   set_config('plan_cache_mode', 'force_generic_plan', $local),
   set_config('enable_nestloop', 'off', $local),
   set_config('enable_mergejoin', 'off', $local),
+  set_config('enable_seqscan', 'off', $local),
   set_config('jit', 'off', $local)
 from pg_stat_get_activity(pg_backend_pid()) a

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::{StreamExt, stream};
 use tokio::time::sleep;
 
 use super::database;
@@ -13,6 +14,8 @@ use crate::{Annals, App, Builder, Config};
 /// How long an app may take to end its sagas, and how often it is asked.
 const LIMIT: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(10);
+/// How many crashes are tried at once: each mostly waits.
+const AT_ONCE: usize = 4;
 
 /// Runs sagas to their end once for every point at which they write, kills the app there, lets another one go on, and checks that
 /// the end is the same as without. Returns how many points there were.
@@ -55,8 +58,12 @@ pub async fn crash_everywhere<W, T: PartialEq + Debug>(
         (writes, came)
     };
     let (points, expected) = run(None).await;
-    for point in 1..=points {
-        let (_, came) = run(Some(point)).await;
+    let runs = (1..=points).map(|point| {
+        let run = &run;
+        async move { (point, run(Some(point)).await.1) }
+    });
+    let mut runs = stream::iter(runs).buffer_unordered(AT_ONCE);
+    while let Some((point, came)) = runs.next().await {
         assert!(
             came == expected,
             "after a crash at write {point} of {points}: {came:#?}, and without one: {expected:#?}"

@@ -4,6 +4,7 @@ mod outside;
 mod processes;
 mod steps;
 mod time;
+mod transfer;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -156,7 +157,8 @@ impl Saga for Fulfilment {
 pub(crate) struct Shop {
     pub(crate) app: App,
     pub(crate) world: Arc<World>,
-    pub(crate) database: TestDatabase,
+    /// Lives as long as the app.
+    _database: TestDatabase,
 }
 
 pub(crate) async fn builder(url: &str, world: &Arc<World>) -> Builder {
@@ -169,7 +171,7 @@ impl Shop {
         let world = Arc::new(World::default());
         let app = builder(database.url(), &world).await.start().await.unwrap();
         app.execute::<Account>("stock", AccountCommand::Deposit(1_000_000)).await.unwrap();
-        Self { app, world, database }
+        Self { app, world, _database: database }
     }
 
     pub(crate) async fn place(&self, order: &str) {

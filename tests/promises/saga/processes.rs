@@ -1,8 +1,8 @@
 //! Instances whose processes are killed or stopped, and whose server goes away.
 
-use std::time::Instant;
+use std::{io::Write, time::Instant};
 
-use annals::{Config, Position, Target, testing};
+use annals::{Config, Position, testing};
 use sqlx::{PgPool, Row};
 
 use super::*;
@@ -80,8 +80,12 @@ pub(crate) async fn process(url: &str, name: &str) -> App {
 }
 
 fn start_process(url: &str, name: &str, folder: &Folder) -> Process {
+    start_process_with(url, name, folder, &[])
+}
+
+fn start_process_with(url: &str, name: &str, folder: &Folder, variables: &[(&str, &str)]) -> Process {
     let mut process = Process::start("sagas", folder, |command| {
-        command.env("APP_URL", url).env("APP_NAME", name);
+        command.env("APP_URL", url).env("APP_NAME", name).envs(variables.iter().copied());
     });
     assert_eq!(process.line(), "follows");
     process
@@ -209,7 +213,6 @@ async fn a_server_that_crashes_in_the_middle_of_steps_loses_none_of_them() {
     eventually("all end", settled).await;
     all_end(&writer, &pool, 120).await;
     app.shutdown().await;
-    let _ = Target::new("unused");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -228,4 +231,41 @@ async fn a_start_event_that_comes_twice_and_to_two_processes_begins_once() {
     let last = place(&writer, 40).await;
     apps[0].wait_for("parcel", last, LONG).await.unwrap();
     all_end(&writer, &pool, 41).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_whose_clock_is_wrong_by_an_hour_goes_by_that_of_the_database() {
+    let library = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let library = library.map(|entry| entry.path().join("faketime/libfaketime.so.1")).find(|path| path.exists());
+    let Some(library) = library else {
+        let skipped = "SKIPPED: there is no libfaketime on this machine; type: apt-get install libfaketime";
+        assert!(std::env::var_os("CI").is_none(), "{skipped}");
+        // Around the capture of a test's output.
+        let _ = writeln!(std::io::stderr(), "{skipped}");
+        return;
+    };
+    for (round, offset) in ["-1h", "+1h"].into_iter().enumerate() {
+        let (database, folder) = (database().await, Folder::new());
+        let (app, pool) = writer(database.url()).await;
+        let variables =
+            [("LD_PRELOAD", library.to_str().unwrap()), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+        let _process = start_process_with(database.url(), "wrong", &folder, &variables);
+        // One that is tried again after a while, and one that is undone.
+        for parcel in [round, 7] {
+            place(&app, parcel).await;
+        }
+        eventually("both end", || async {
+            let counts = app.sagas().summary().await.unwrap()["parcel"];
+            counts.completed + counts.compensated == 2
+        })
+        .await;
+        let limits: Vec<f64> = sqlx::query_scalar(
+            "select extract(epoch from ((payload->>'deadline_at')::timestamptz - recorded_at))::double precision
+             from annals.events where event_type = 'StepStarted'",
+        )
+        .fetch_all(&pool)
+        .await
+        .unwrap();
+        assert!(limits.len() >= 6 && limits.iter().all(|limit| (3_540.0..3_660.0).contains(limit)), "{limits:?}");
+    }
 }

@@ -141,7 +141,6 @@ async fn a_hundred_orders_at_once_all_end() {
     .await;
     eventually("all end", || async { shop.app.sagas().summary().await.unwrap()["fulfilment"].completed == 100 }).await;
     assert_eq!(shop.stock().await, 1_000_000 - 10_000);
-    let _ = (LONG, &shop.database);
 }
 
 #[tokio::test(flavor = "multi_thread")]
