@@ -89,6 +89,9 @@ pub(crate) enum Command {
     /// It works beside the processes that run them, and runs none itself: `work` does.
     #[command(subcommand)]
     Sagas(SagaCommand),
+    /// Looks after the circuit breakers of processes that run sagas: whom they leave alone because it fails.
+    #[command(subcommand)]
+    Breakers(BreakerCommand),
     /// Moves money from one account to another, and shows how. An account that is new begins with $1,000.00.
     ///
     /// What was begun before is finished first; without arguments that is all. Exit code 1 when the money did not arrive.
@@ -249,12 +252,47 @@ impl SagaCommand {
     pub(crate) fn check(&self) -> Result<(), String> {
         match self {
             Self::Retry { by, .. } | Self::Skip { by, .. } | Self::Resolve { by, .. } | Self::Cancel { by, .. } => {
-                if by.reason.as_deref().is_none_or(|reason| reason.trim().is_empty()) {
-                    return Err("nothing was done: say why with --reason TEXT, which stays with the instance".into());
-                }
-                Ok(())
+                by.check()
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// What is done about circuit breakers.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BreakerCommand {
+    /// Shows who is called, by which process, and whether at present.
+    List {
+        /// A line of JSON a breaker instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lets nobody call a target until its breakers are closed. Takes a --reason.
+    Open {
+        /// Whom not to call.
+        target: String,
+        #[command(flatten)]
+        by: Reasoned,
+    },
+    /// Lets everybody call a target again, at once. Takes a --reason.
+    Close {
+        /// Whom to call.
+        target: String,
+        #[command(flatten)]
+        by: Reasoned,
+    },
+}
+
+impl BreakerCommand {
+    /// Refuses what lacks something, before anything is opened.
+    ///
+    /// # Errors
+    /// There is no reason for what needs one.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Open { by, .. } | Self::Close { by, .. } => by.check(),
+            Self::List { .. } => Ok(()),
         }
     }
 }
@@ -525,12 +563,21 @@ pub(crate) struct Signature {
 /// Who does it, and why, which must be given.
 #[derive(Debug, Args)]
 pub(crate) struct Reasoned {
-    /// Why. It must be given, and stays with the events.
+    /// Why. It must be given, and is recorded.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
     /// Who; the login name without it.
     #[arg(long, value_name = "WHO")]
     by: Option<String>,
+}
+
+impl Reasoned {
+    fn check(&self) -> Result<(), String> {
+        match self.reason.as_deref().map(str::trim) {
+            None | Some("") => Err("nothing was done: say why with --reason TEXT, which is recorded".into()),
+            Some(_) => Ok(()),
+        }
+    }
 }
 
 impl From<Signature> for By {

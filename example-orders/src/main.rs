@@ -124,6 +124,14 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
             };
             in_shop(data_dir, role, Some(&sagas), &stop, work).await
         }
+        Some(Command::Breakers(command)) => {
+            command.check()?;
+            let work = async |shop: &Shop| {
+                let done = until(&stop, operate::breakers(shop.app.store(), data_dir, command)).await;
+                done.map(|_| ExitCode::SUCCESS)
+            };
+            in_shop(data_dir, Role::Onlooker, None, &stop, work).await
+        }
         Some(Command::Transfer { from, to, cents, crash }) => {
             let sagas = Sagas { gateway: Client::new(DEFAULT_URL)?, runs: &[Transfer::NAME], crash };
             let asked = match (from, to, cents) {

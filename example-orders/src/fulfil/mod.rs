@@ -17,12 +17,11 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use tokio::time::{interval, sleep};
 
+#[cfg(test)]
+pub(crate) use reconcile::reconcile;
 pub(crate) use show::show;
 
-use self::{
-    children::Child,
-    reconcile::{Reconciled, reconcile},
-};
+use self::{children::Child, reconcile::Reconciled};
 use crate::{
     figures::{count, dollars},
     gateway::{Client, Switches},
@@ -110,7 +109,7 @@ pub(crate) async fn run(shop: &Shop, data_dir: &Path, asked: Asked) -> Result<Ex
     }
     let seconds = (begun.elapsed().as_secs_f64() * 100.0).round() / 100.0;
 
-    let found = reconcile(app, &client, Some(&ids)).await?;
+    let found = reconcile::reconcile(app, &client, Some(&ids)).await?;
     for worker in workers {
         worker.end().await;
     }
@@ -155,7 +154,7 @@ pub(crate) async fn compare(shop: &Shop, data_dir: &Path, url: Option<&str>, jso
             (Some(child), url)
         }
     };
-    let found = reconcile(app, &Client::new(&url)?, None).await;
+    let found = reconcile::reconcile(app, &Client::new(&url)?, None).await;
     if let Some(own) = own {
         own.end().await;
     }

@@ -1,5 +1,6 @@
 //! Looking after the read models and the sagas: what an operator types, and what is shown.
 
+mod breakers;
 mod letter;
 mod letters;
 mod model;
@@ -13,6 +14,7 @@ mod settle;
 mod timeline;
 mod verify;
 
+pub(crate) use breakers::run as breakers;
 pub(crate) use letters::run as letters;
 pub(crate) use model::{model, models};
 pub(crate) use poison::plant;

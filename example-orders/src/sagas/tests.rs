@@ -1,5 +1,7 @@
 //! How fulfilments and transfers end, on a real Postgres, with a gateway over real HTTP.
 
+mod crash;
+
 use std::{
     sync::atomic::{AtomicI64, Ordering},
     time::{Duration, Instant},
@@ -32,7 +34,7 @@ struct Shop {
 impl Shop {
     /// A shop with ten of product 1, and one of product 2.
     async fn open() -> Self {
-        let (database, gateway) = (database().await, Running::start().await);
+        let (database, gateway) = (database().await, Running::start());
         let app = start(&database, &gateway, false).await;
         app.execute::<Stock>(Sku(1), StockCommand::Receive { quantity: 10 }).await.unwrap();
         app.execute::<Stock>(Sku(2), StockCommand::Receive { quantity: 1 }).await.unwrap();

@@ -19,9 +19,11 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) async fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let folder = Folder::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let listener = TcpListener::from_std(listener).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = tokio::spawn(serve(listener, folder.open(), Switches::default())).abort_handle();
         Self { client: Client::patient(&url, Duration::from_millis(300)).unwrap(), folder, server }
@@ -52,7 +54,7 @@ fn kind<T>(answer: Result<T, StepError>) -> (FailureKind, String) {
 
 #[tokio::test]
 async fn each_way_to_fail_says_whether_it_may_have_happened() {
-    let gateway = Running::start().await;
+    let gateway = Running::start();
     let none = Switches::default;
     use FailureKind::{Business, Transient, Unknown};
 
@@ -74,7 +76,7 @@ async fn each_way_to_fail_says_whether_it_may_have_happened() {
 
 #[tokio::test]
 async fn who_asks_too_often_is_told_when_to_come_back() {
-    let gateway = Running::start().await;
+    let gateway = Running::start();
     gateway.client.switch(&Switches { throttled: 1.0, retry_after: 7, ..Switches::default() }).await.unwrap();
 
     let error = gateway.client.charge(Uuid::now_v7(), "1", 100).await.unwrap_err();
@@ -84,7 +86,7 @@ async fn who_asks_too_often_is_told_when_to_come_back() {
 
 #[tokio::test]
 async fn a_gateway_that_is_not_there_has_done_nothing() {
-    let gateway = Running::start().await;
+    let gateway = Running::start();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let nowhere = Client::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
     drop(listener);
@@ -102,7 +104,7 @@ async fn a_gateway_that_is_not_there_has_done_nothing() {
 
 #[tokio::test]
 async fn a_payment_is_taken_once_given_back_once_and_closed_keys_take_none() {
-    let gateway = Running::start().await;
+    let gateway = Running::start();
     let client = &gateway.client;
     client.switch(&Switches { duplicates: 1.0, ..Switches::default() }).await.unwrap();
     let [pay, other, refund, ship, cancel] = [(); 5].map(|()| Uuid::now_v7());
@@ -129,7 +131,7 @@ async fn a_payment_is_taken_once_given_back_once_and_closed_keys_take_none() {
 
 #[tokio::test]
 async fn a_slow_answer_is_waited_for_no_longer_than_is_said() {
-    let gateway = Running::start().await;
+    let gateway = Running::start();
     gateway.client.switch(&Switches { silent: 1.0, ..Switches::default() }).await.unwrap();
     let begun = Instant::now();
 
