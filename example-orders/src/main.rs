@@ -10,6 +10,17 @@
 //! cargo run -p example-orders -- dead-letters discard order_search --event POSITION --reason "not an order"
 //! cargo run -p example-orders -- projections verify # what is shown is what the log makes of it
 //! ```
+//!
+//! Orders of the online shop are fulfilled by a saga, with a gateway that is a process of its own and may fail; `transfer` moves
+//! money between accounts by another. Processes that run them may be killed at any moment:
+//!
+//! ```sh
+//! cargo run -p example-orders -- fulfil --count 1000 --declined 0.1 --lost 0.02 --processes 2 --kill-every 4
+//! cargo run -p example-orders -- fulfil --count 5 --shipments-refused 1 --refunds-refused 1  # some that need an operator
+//! cargo run -p example-orders -- sagas list --state stuck      # what happened to them: sagas show fulfilment ORDER
+//! cargo run -p example-orders -- reconcile                     # the log, the gateway's books and the stock agree
+//! cargo run -p example-orders -- transfer ada bob 2500 --crash # ends half-way; `transfer` finishes it
+//! ```
 
 mod account;
 mod cli;

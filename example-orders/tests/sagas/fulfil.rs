@@ -12,13 +12,14 @@ fn number(object: &Value, field: &str) -> i64 {
 async fn orders_are_fulfilled_or_undone_and_all_books_agree_although_processes_are_killed() {
     let shop = Shop::open().await;
     let arguments = ["--processes", "2", "--kill-every", "0.5", "--declined", "0.1", "--transient", "0.05"];
-    let rest = ["--lost", "0.05", "--duplicates", "0.1", "--seed", "3", "--json"];
+    // Refunds, too: what is paid and cannot be shipped.
+    let rest = ["--shipments-refused", "0.1", "--lost", "0.05", "--duplicates", "0.1", "--seed", "3", "--json"];
 
     let fulfilled = shop.object(&[&["fulfil", "--count", "120"][..], &arguments, &rest].concat(), 0);
 
     assert_eq!((&fulfilled["placed"], &fulfilled["stuck"], &fulfilled["running"]), (&120.into(), &0.into(), &0.into()));
     assert_eq!(number(&fulfilled, "completed") + number(&fulfilled, "compensated"), 120, "{fulfilled}");
-    assert!(number(&fulfilled, "compensated") > 0 && number(&fulfilled, "charged_cents") > 0, "{fulfilled}");
+    assert!(number(&fulfilled, "compensated") > 0 && number(&fulfilled, "refunded_cents") > 0, "{fulfilled}");
     assert_eq!((&fulfilled["ledger_equal"], &fulfilled["stock_equal"]), (&true.into(), &true.into()));
     let reconciled = shop.object(&["reconcile", "--json"], 0);
     for field in ["completed", "compensated", "charged_cents", "refunded_cents"] {

@@ -130,3 +130,31 @@ async fn what_is_wrong_is_told_in_a_line_and_changes_nothing() {
     }
     assert_eq!(shop.objects(&["sagas", "show", "transfer", &id, "--json"], 0).len(), 6);
 }
+
+#[tokio::test]
+async fn a_gateway_that_is_down_is_left_alone_and_operators_see_and_say_so() {
+    let shop = Shop::open().await;
+    assert_eq!(shop.prints(&["breakers", "list"], 0), "no process that is alive calls anybody\n");
+    let refused = shop.refused(&[&["breakers", "open", "gateway"][..], &BECAUSE].concat());
+    assert!(refused.contains("no process that is alive calls \"gateway\""), "{refused}");
+    assert!(shop.refused(&["breakers", "close", "gateway"]).contains("say why with --reason TEXT"));
+
+    let fulfilling = Running(shop.command(&["fulfil", "--count", "20", "--outage", "--json"]).spawn().unwrap());
+    let list = ["breakers", "list", "--json"];
+    let is_open = |breaker: &Value| breaker["target"] == "gateway" && breaker["state"] == "open";
+    let open = shop.wait_for(&list, "the breaker opens", is_open);
+    assert_eq!(open["last_error"], "out of service");
+    let table = shop.prints(&["breakers", "list"], 0);
+    assert!(table.contains("gateway") && table.contains("out of service"), "{table}");
+    let said = shop.prints(&[&["breakers", "open", "gateway"][..], &BECAUSE].concat(), 0);
+    assert!(said.contains("nobody calls gateway any more"), "{said}");
+    let held = shop.wait_for(&list, "it is held open", |breaker| breaker["state"] == "held open");
+    assert_eq!((&held["held_by"], &held["reason"]), (&"ada".into(), &"a test".into()));
+
+    let said = shop.prints(&[&["breakers", "close", "gateway"][..], &BECAUSE].concat(), 0);
+
+    assert_eq!(said, "gateway is called again\n");
+    shop.wait_for(&list, "it is held no longer", |breaker| breaker["state"] != "held open");
+    assert_eq!(shop.object(&["sagas", "summary", "--json"], 0)["fulfilment"]["running"], 20);
+    fulfilling.kill();
+}
