@@ -28,7 +28,7 @@ use super::{
     api::{Refusal, ToCharge, ToRefund, ToShip},
     books::{Answer, Asked, Books},
 };
-use crate::say::say;
+use crate::{order::MAX_ORDER_CENTS, say::say};
 
 /// Where it listens unless it is told.
 pub(crate) const DEFAULT_PORT: u16 = 4010;
@@ -100,8 +100,9 @@ fn router(gateway: Arc<Gateway>) -> Router {
 type Shared = State<Arc<Gateway>>;
 
 async fn charge(State(gateway): Shared, headers: HeaderMap, Json(asked): Json<ToCharge>) -> Response {
-    if asked.cents < 0 || asked.order.is_empty() {
-        return refused(StatusCode::UNPROCESSABLE_ENTITY, "a charge is for an order, and not below 0 cents");
+    // So that the sums over the books can be counted.
+    if !(0..=MAX_ORDER_CENTS).contains(&asked.cents) || asked.order.is_empty() {
+        return refused(StatusCode::UNPROCESSABLE_ENTITY, "a charge is for an order, of 0 cents to a billion dollars");
     }
     let subject = asked.order.clone();
     under_key(&gateway, &headers, &subject, Asked::Charge(asked)).await
