@@ -12,17 +12,21 @@ create table annals.sagas (
   correlation_id uuid,
   -- The process that runs it; none while nobody does. Then it is due, or waits for something that is none of time's business.
   owner          uuid,
+  owned_at       timestamptz,
   due_at         timestamptz,
   interrupted    boolean     not null default false, -- its owner was lost in the middle of something
   waits_for      text,                 -- whoever is not called at present
   started_at     timestamptz not null default clock_timestamp(),
   changed_at     timestamptz not null default clock_timestamp(),
   told_at        timestamptz,          -- when somebody was told that it is stuck
+  telling_until  timestamptz,          -- until then, somebody is telling
   constraint sagas_key primary key (stream),
   constraint sagas_state_check check (state in ('early', 'running', 'undoing', 'stuck', 'completed', 'compensated'))
 ) with (fillfactor = 70);
 create index sagas_due on annals.sagas (saga, definition, due_at) where owner is null and due_at is not null;
 create index sagas_owner on annals.sagas (owner) where owner is not null;
+create index sagas_untold on annals.sagas (saga) where state = 'stuck' and told_at is null;
+create index sagas_started_at on annals.sagas (started_at, stream);
 create index sagas_open on annals.sagas (saga, state, started_at) where state not in ('completed', 'compensated');
 create index sagas_waits_for on annals.sagas (waits_for) where waits_for is not null;
 create index sagas_correlation_id on annals.sagas (correlation_id);

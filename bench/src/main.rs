@@ -121,6 +121,8 @@ enum Case {
     Sagas { processes: usize, sleeping: usize },
     /// How soon a saga begins.
     SagaBegins,
+    /// Sagas whose target is away for two minutes.
+    SagaOutage,
     /// The example's import.
     Import,
 }
@@ -161,6 +163,7 @@ const CASES: &[(&str, Case)] = &[
     ("sagas-4-processes", Case::Sagas { processes: 4, sleeping: 0 }),
     ("sagas-sleeping", Case::Sagas { processes: 1, sleeping: 100_000 }),
     ("saga-begins", Case::SagaBegins),
+    ("saga-outage", Case::SagaOutage),
     ("import", Case::Import),
 ];
 
@@ -250,6 +253,7 @@ impl Bench<'_> {
             Case::Compare(models, order) => both(read::compare(server, models, order, log).await?),
             Case::Visible => (read::visible(server, seconds).await?, None),
             Case::Sagas { processes, sleeping } => both(sagas::ended_a_second(server, processes, sleeping).await?),
+            Case::SagaOutage => (sagas::through_an_outage(server).await?, None),
             Case::SagaBegins => (sagas::begun_after(server, seconds).await?, None),
             Case::Import => {
                 let import = self.import.as_ref().ok_or("there is nothing to import")?;

@@ -3,19 +3,26 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    net::SocketAddr,
+    sync::{
+        Arc, LazyLock, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use annals::{
-    Aggregate, Annals, App, Begin, BoxError, Context, Event, ExpectedVersion, Id, NewEvent, Recorded, Saga, Steps,
-    StreamId,
+    Aggregate, Annals, App, Begin, BoxError, Context, Event, ExpectedVersion, Id, NewEvent, Recorded, Saga, StepError,
+    Steps, StreamId, Target,
 };
 use futures::{StreamExt, stream};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
     process::{Child, Command},
+    task::AbortHandle,
     time::{interval, sleep},
 };
 
@@ -219,6 +226,84 @@ pub(crate) async fn ended_a_second(
     app.shutdown().await;
     server.drop_store(STORE).await?;
     Ok((ours, limit))
+}
+
+/// A target that listens, or does not.
+const GATEWAY: Target = Target::new("gateway");
+static ADDRESS: OnceLock<SocketAddr> = OnceLock::new();
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+/// Calls somebody who may be away.
+struct Calling;
+
+impl Saga for Calling {
+    const NAME: &'static str = "calling";
+    const BEGIN: Begin = Begin::Start;
+    type Event = JobEvent;
+    type Input = ();
+
+    fn start(event: &Recorded<JobEvent>) -> Option<(Id, ())> {
+        Work::start(event)
+    }
+
+    fn steps(steps: Steps<Self>) -> Steps<Self> {
+        steps
+            .step("call", |_| async {
+                CALLS.fetch_add(1, Ordering::Relaxed);
+                let address = ADDRESS.get().ok_or_else(|| StepError::business("nobody ever listened"))?;
+                let mut conn = TcpStream::connect(address).await.map_err(StepError::transient)?;
+                let byte = conn.read_u8().await.map_err(StepError::unknown)?;
+                Ok(byte)
+            })
+            .calls(GATEWAY)
+            .end()
+    }
+}
+
+/// Answers each connection with a byte until it is dropped.
+async fn answer(address: SocketAddr) -> Result<AbortHandle, BoxError> {
+    let listener = TcpListener::bind(address).await?;
+    let _ = ADDRESS.set(listener.local_addr()?);
+    let answering = tokio::spawn(async move {
+        while let Ok((mut conn, _)) = listener.accept().await {
+            let _ = conn.write_all(b"1").await;
+        }
+    });
+    Ok(answering.abort_handle())
+}
+
+/// 1,000 sagas under way when the one they call goes away for two minutes. Sagas a second once it is back.
+pub(crate) async fn through_an_outage(server: &Server) -> Result<Figures, BoxError> {
+    const SAGAS: usize = 1_000;
+    const OUTAGE: Duration = Duration::from_secs(120);
+    server.drop_store(STORE).await?;
+    let annals = connect(server, STORE).await?;
+    let listening = answer(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+    let app = annals.app().aggregate::<Job>().saga(Calling).start().await?;
+    post(&annals, "first", &JobEvent::Posted).await?;
+    ended(server, &app, Calling::NAME).await?;
+    listening.abort();
+    sleep(Duration::from_millis(200)).await;
+    CALLS.store(0, Ordering::Relaxed);
+    let begun = Instant::now();
+    post_all(&annals, "", SAGAS, &JobEvent::Posted).await?;
+    sleep(OUTAGE.saturating_sub(begun.elapsed())).await;
+    let calls = CALLS.load(Ordering::Relaxed);
+    let address = *ADDRESS.get().ok_or("nobody ever listened")?;
+    let (_listening, back) = (answer(address).await?, Instant::now());
+    ended(server, &app, Calling::NAME).await?;
+    let elapsed = back.elapsed();
+    let counts = app.sagas().summary().await?.remove(Calling::NAME).unwrap_or_default();
+    app.shutdown().await;
+    server.drop_store(STORE).await?;
+    let note = format!(
+        "{calls} calls in {} s of outage; all ended {:.1} s after it, {} of {} completed",
+        OUTAGE.as_secs(),
+        elapsed.as_secs_f64(),
+        counts.completed,
+        SAGAS + 1
+    );
+    Ok(Figures { note: Some(note), ..Figures::rate(SAGAS, elapsed) })
 }
 
 async fn committed(server: &Server) -> Result<i64, BoxError> {

@@ -334,7 +334,7 @@ impl App {
         })
     }
 
-    /// [`App::wait_for`] every read model of the app.
+    /// [`App::wait_for`] every read model of the app; its sagas and reactors are waited for by name.
     ///
     /// # Errors
     /// As [`App::wait_for`], of the first that is behind.
@@ -342,7 +342,8 @@ impl App {
         if self.inner.stop.is_cancelled() {
             return Err(WaitError::Stopped);
         }
-        let waits = join_all(self.seats().map(|seat| self.wait_for(seat.name, position, longest))).await;
+        let models = self.inner.followers.iter().filter(|follower| follower.model.is_read_model());
+        let waits = join_all(models.map(|follower| self.wait_for(follower.seat.name, position, longest))).await;
         waits.into_iter().collect()
     }
 

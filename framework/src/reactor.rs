@@ -3,6 +3,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
@@ -28,7 +29,8 @@ pub trait Reactor: Send + Sync + 'static {
     const NAME: &'static str;
     /// Where a new reactor begins.
     const BEGIN: Begin = Begin::Now;
-    /// What becomes of an event that fails, and how often it is tried.
+    /// What becomes of an event that fails, and how often it is tried. One event has a fourth of [`FailurePolicy::deadline`],
+    /// without the wait for its turn to call.
     const FAILURES: FailurePolicy = FailurePolicy::PARK;
     /// How many partitions it begins with, each with the streams of its own.
     const PARTITIONS: u32 = 1;
@@ -137,6 +139,7 @@ impl<R: Reactor> Handle for Reacting<R> {
         self: Arc<Self>,
         raw: Arc<Recorded<Payload>>,
         head: Option<Version>,
+        limit: Duration,
     ) -> BoxFuture<'static, Result<Done, FollowError>> {
         Box::pin(async move {
             let event = self.contracts.decode::<R::Event>(&raw).map_err(|error| FollowError::from(Box::new(error)))?;
@@ -159,7 +162,10 @@ impl<R: Reactor> Handle for Reacting<R> {
                     Err(_) => return Err(open(target.name)),
                 },
             };
-            let result = self.reactor.react(Reaction { event, key, age, present, app }).await;
+            let reaction = Reaction { event, key, age, present, app };
+            let Ok(result) = timeout(limit, self.reactor.react(reaction)).await else {
+                return Err(FollowError::Hung(limit));
+            };
             if let Some(admitted) = admitted {
                 let failure = result.as_ref().err().filter(|error| error.kind() != FailureKind::Business);
                 admitted.end(failure.map(ToString::to_string).as_deref());

@@ -149,9 +149,8 @@ impl Builder {
     pub fn saga<S: Saga>(mut self, saga: S) -> Self {
         let typed = Typed::new(saga);
         let again = self.sagas.iter().find(|it| it.name() == S::NAME);
-        if let Some(twice) = typed.steps().twice() {
-            let error = InvalidInput::Other(format!("two steps of {} are called {twice:?}: rename one", S::NAME));
-            self.error.get_or_insert(error.into());
+        if let Some(refusal) = typed.steps().refusal() {
+            self.error.get_or_insert(InvalidInput::Other(refusal).into());
         }
         if again.is_none()
             && let Err(error) = self.contracts.register_own::<SagaEvent>(&format!("${}", S::NAME))

@@ -20,7 +20,7 @@ pub use self::control::{CircuitBreaker, CircuitBreakers};
 /// The circuit opens after [`failures`](Target::failures) in a row, or when a [`share`](Target::share) of at least
 /// [`calls`](Target::calls) within [`window`](Target::window) failed. While it is open, nobody is called, and what would be called
 /// waits without using up its attempts. After [`open_for`](Target::open_for) one call goes through: if it succeeds, the circuit
-/// closes, and who waited goes on at once. A business failure is an answer, and no failure here.
+/// closes, and who waited goes on at once; if not, it is open for half as long again. A business failure is an answer, and no failure here.
 ///
 /// ```
 /// use annals::Target;
@@ -49,7 +49,7 @@ pub struct Target {
     pub calls: usize,
     /// Within which time. The default is 30 s.
     pub window: Duration,
-    /// How long it stays open. The default is 60 s.
+    /// How long it stays open, and half as long after each call that was let through and failed. The default is 60 s.
     pub open_for: Duration,
 }
 
@@ -96,7 +96,7 @@ struct Breaker {
 
 /// How long a probe may take before another is let through, and how soon it is asked again meanwhile.
 const PROBE: Duration = Duration::from_secs(60);
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(10);
 
 impl Breaker {
     fn new(target: Target) -> Self {
@@ -137,7 +137,7 @@ impl Breaker {
                 true
             }
             (Circuit::Probing { .. }, true) => {
-                self.circuit = Circuit::Open { until: now + self.target.open_for };
+                self.circuit = Circuit::Open { until: now + self.target.open_for / 2 };
                 false
             }
             (Circuit::Closed, true) if self.is_too_much() => {
@@ -306,9 +306,9 @@ mod tests {
         assert_eq!(breaker.admit(later), Ok(()));
         assert!(breaker.admit(later).is_err(), "one call decides");
         assert!(!breaker.learn(Some("down"), later + SECOND));
-        assert_eq!(breaker.admit(later + 31 * SECOND), Err(30 * SECOND));
+        assert_eq!(breaker.admit(later + 11 * SECOND), Err(20 * SECOND));
 
-        let again = later + 61 * SECOND;
+        let again = later + 31 * SECOND;
         assert_eq!(breaker.admit(again), Ok(()));
         assert!(breaker.learn(None, again));
         assert_eq!(breaker.admit(again), Ok(()));

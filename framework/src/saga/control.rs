@@ -95,7 +95,7 @@ pub struct SagaInstance {
     pub reason: Option<String>,
     /// What joins it with whatever else one request led to.
     pub correlation_id: Option<Uuid>,
-    /// The process that runs it now.
+    /// The process that runs it now: its name, and its number on its machine.
     pub owner: Option<String>,
     /// When it goes on by itself.
     pub due_at: Option<DateTime<Utc>>,
@@ -110,7 +110,7 @@ pub struct SagaInstance {
 /// How many instances of a saga there are in each state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct SagaCounts {
-    /// Running, undoing, or not yet begun.
+    /// Running, or undoing.
     pub running: u64,
     /// Ended with all done.
     pub completed: u64,
@@ -118,6 +118,9 @@ pub struct SagaCounts {
     pub compensated: u64,
     /// In need of an operator.
     pub stuck: u64,
+    /// Given an event, and not begun. What is not a saga's yet is not counted with the rest.
+    #[serde(skip)]
+    pub early: u64,
 }
 
 /// The sagas of an app's store. [`App::sagas`](crate::App::sagas) makes it.
@@ -134,7 +137,17 @@ impl Sagas {
     /// # Errors
     /// As any read: [`StoreError::Unavailable`], [`StoreError::Timeout`].
     pub async fn list(&self, filter: &SagaFilter, limit: usize) -> Result<Vec<SagaInstance>, StoreError> {
-        let sql = self.runtime.store.inner.sql.list_sagas.clone();
+        let open = |state: &SagaState| !matches!(state, SagaState::Completed | SagaState::Compensated);
+        // Few are open, and few belong together: those are looked up by indexes of their own.
+        let chosen = match filter {
+            SagaFilter { correlation_id: Some(_), .. } => "s.correlation_id = $4",
+            SagaFilter { states, .. } if !states.is_empty() && states.iter().all(open) => {
+                "s.state not in ('completed', 'compensated')"
+            }
+            _ => "true",
+        };
+        let text = include_str!("../sql/list_sagas.sql").replace("where $chosen", &format!("where {chosen}"));
+        let sql = self.runtime.store.inner.name.instantiate(&text);
         let states: Vec<String> = filter.states.iter().map(|state| state.as_str().to_owned()).collect();
         let rows = self.runtime.store.inner.read("list sagas", |mut conn| {
             let (sql, filter) = (sql.clone(), filter.clone());
@@ -182,6 +195,7 @@ impl Sagas {
                 Some(SagaState::Completed) => &mut counts.completed,
                 Some(SagaState::Compensated) => &mut counts.compensated,
                 Some(SagaState::Stuck) => &mut counts.stuck,
+                Some(SagaState::Early) => &mut counts.early,
                 _ => &mut counts.running,
             };
             *at += count.unsigned_abs();
@@ -220,6 +234,23 @@ impl Sagas {
     /// As [`Sagas::retry`]; if the instance is not at `step`.
     pub async fn skip(&self, saga: &str, id: impl Into<Id>, step: &str, by: &By) -> Result<(), StoreError> {
         self.tell(saga, id, Input::Skip { step: step.into(), reason: by.reason.clone() }, by).await
+    }
+
+    /// Says that `step` happened, and what it came to: for one of which nobody else knows, once somebody has looked. It goes on from
+    /// there; or undoes it, if it is undoing.
+    ///
+    /// # Errors
+    /// As [`Sagas::retry`]; if the step is not open.
+    pub async fn complete(
+        &self,
+        saga: &str,
+        id: impl Into<Id>,
+        step: &str,
+        output: serde_json::Value,
+        by: &By,
+    ) -> Result<(), StoreError> {
+        let reason = by.reason.clone();
+        self.tell(saga, id, Input::Completed { step: step.into(), output, reason }, by).await
     }
 
     /// Calls an instance off: what it did is undone.

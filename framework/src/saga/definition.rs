@@ -44,6 +44,8 @@ pub(crate) struct Call {
 /// Why a command that was to commit with a step did not.
 pub(crate) enum NotCommitted {
     Failed(StepError),
+    /// It is not known whether it did; the stream will say.
+    Unknown,
     /// The instance's stream is further than was thought.
     Overtaken,
 }
@@ -55,11 +57,14 @@ pub(crate) trait Definition: Send + Sync {
     fn look(&self, contracts: &Contracts, raw: &Recorded<Payload>) -> Result<Look, FollowError>;
     /// Whether this is one command, which commits with the step.
     fn commits(&self, step: &str, what: What) -> bool;
-    /// What it came to; for a question, none if it did not happen.
-    fn attempt(&self, step: &str, what: What, call: Call) -> BoxFuture<'static, Result<Option<Value>, StepError>>;
-    fn command(&self, step: &str, what: What, call: Call, along: Along)
-    -> BoxFuture<'static, Result<(), NotCommitted>>;
+    /// What it will come to; for a question, none if it did not happen. An error is that this build cannot read what the step needs:
+    /// nothing is tried then.
+    fn attempt(&self, step: &str, what: What, call: Call) -> Result<Attempt, String>;
+    fn command(&self, step: &str, what: What, call: Call, along: Along) -> Result<Committing, String>;
 }
+
+pub(crate) type Attempt = BoxFuture<'static, Result<Option<Value>, StepError>>;
+pub(crate) type Committing = BoxFuture<'static, Result<(), NotCommitted>>;
 
 /// A saga with its types.
 pub(crate) struct Typed<S: Saga> {
@@ -76,17 +81,16 @@ impl<S: Saga> Typed<S> {
         &self.steps
     }
 
-    fn cx(&self, call: Call) -> Result<(Cx<S>, Arc<State>), StepError> {
-        let facts = Facts::of(&call.state).map_err(StepError::unknown)?;
+    fn cx(&self, call: Call) -> Result<(Cx<S>, Arc<State>), String> {
+        let facts = Facts::of(&call.state)?;
         let Call { id, key, attempt, now, state, app, options } = call;
         let reason = (state.phase == Phase::Undoing).then(|| state.reason.clone());
         Ok((Cx { saga: self.saga.clone(), id, key, attempt, now, reason, facts, app, options }, state))
     }
 }
 
-fn lost<T: Send + 'static>(step: &str) -> BoxFuture<'static, Result<T, StepError>> {
-    let error = StepError::unknown(format!("step {step} is not in this build"));
-    Box::pin(async move { Err(error) })
+fn lost(step: &str) -> String {
+    format!("step {step} is not in this build")
 }
 
 impl<S: Saga> Definition for Typed<S> {
@@ -132,13 +136,11 @@ impl<S: Saga> Definition for Typed<S> {
         }
     }
 
-    fn attempt(&self, step: &str, what: What, call: Call) -> BoxFuture<'static, Result<Option<Value>, StepError>> {
-        let Some(doing) = self.steps.doing.get(step) else { return lost(step) };
-        let (cx, state) = match self.cx(call) {
-            Ok(cx) => cx,
-            Err(error) => return Box::pin(async move { Err(error) }),
-        };
-        match (what, &doing.run, &doing.ask, &doing.undo) {
+    fn attempt(&self, step: &str, what: What, call: Call) -> Result<Attempt, String> {
+        let doing = self.steps.doing.get(step).ok_or_else(|| lost(step))?;
+        let (cx, state) = self.cx(call)?;
+        // What the closures do before they wait for anything is a part of the attempt, too.
+        Ok(match (what, &doing.run, &doing.ask, &doing.undo) {
             (What::Run, Some(run), ..) => {
                 let running = run(cx);
                 Box::pin(async move { running.await.map(Some) })
@@ -148,27 +150,16 @@ impl<S: Saga> Definition for Typed<S> {
                 let undoing = undo(cx, state.output(step).cloned().unwrap_or_default());
                 Box::pin(async move { undoing.await.map(|()| None) })
             }
-            _ => lost(step),
-        }
+            _ => return Err(lost(step)),
+        })
     }
 
-    fn command(
-        &self,
-        step: &str,
-        what: What,
-        call: Call,
-        along: Along,
-    ) -> BoxFuture<'static, Result<(), NotCommitted>> {
-        let doing = self.steps.doing.get(step);
-        let command = doing.and_then(|doing| match what {
-            What::Undo => doing.undo_command.as_ref(),
-            _ => doing.command.as_ref(),
-        });
-        let (Some(command), Ok((cx, state))) = (command, self.cx(call)) else {
-            let error = StepError::unknown(format!("step {step} cannot be read by this build"));
-            return Box::pin(async move { Err(NotCommitted::Failed(error)) });
-        };
-        command(cx, state.output(step).cloned().unwrap_or_default(), along)
+    fn command(&self, step: &str, what: What, call: Call, along: Along) -> Result<Committing, String> {
+        let doing = self.steps.doing.get(step).ok_or_else(|| lost(step))?;
+        let command = if what == What::Undo { &doing.undo_command } else { &doing.command };
+        let command = command.as_ref().ok_or_else(|| lost(step))?;
+        let (cx, state) = self.cx(call)?;
+        Ok(command(cx, state.output(step).cloned().unwrap_or_default(), along))
     }
 }
 
@@ -184,6 +175,7 @@ impl From<StoreError> for NotCommitted {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Conflict { .. } => Self::Overtaken,
+            StoreError::UnknownOutcome { .. } => Self::Unknown,
             error => Self::Failed(error.into()),
         }
     }

@@ -6,6 +6,8 @@
 //! Undoing waits until nothing is open any more: a step under way either succeeds, and is undone, or is known not to have
 //! happened. Nothing is undone blindly.
 
+mod advance;
+
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -79,6 +81,12 @@ pub(crate) enum Input {
         step: String,
         reason: String,
     },
+    /// Somebody knows that it happened.
+    Completed {
+        step: String,
+        output: Value,
+        reason: String,
+    },
     Cancel {
         reason: String,
     },
@@ -127,7 +135,12 @@ pub(crate) fn effects(plan: &Plan, state: &State, now: DateTime<Utc>) -> Vec<Eff
         Phase::Undoing => true,
         _ => return vec![],
     };
-    let is_due = |step: &StepState| step.next_at.is_none_or(|at| at <= now);
+    let is_due = |step: &StepState| match step.progress {
+        Progress::Running | Progress::Undoing => true,
+        // One without a next attempt is not tried again by itself.
+        _ => step.next_at.is_some_and(|at| at <= now),
+    };
+    let lives = |step: &StepState| plan.step(&step.name).and_then(|it| lives_until(it, step)).is_none_or(|at| now < at);
     let effect = |step: &StepState| {
         let planned = plan.step(&step.name)?;
         let what = match (step.progress, &planned.kind) {
@@ -139,7 +152,7 @@ pub(crate) fn effects(plan: &Plan, state: &State, now: DateTime<Utc>) -> Vec<Eff
         let dead_keys = if what == What::Undo { 0 } else { step.dead_keys };
         Some(Effect { step: planned.name, what, attempt: step.attempts + 1, dead_keys })
     };
-    state.current().filter(|step| is_due(step)).filter_map(effect).collect()
+    state.current().filter(|step| is_due(step) && lives(step)).filter_map(effect).collect()
 }
 
 /// When there will be something to do, or is over, that nothing but time brings. What is due by `now` is an effect.
@@ -148,15 +161,27 @@ pub(crate) fn wakes_at(plan: &Plan, state: &State, now: DateTime<Utc>) -> Option
         return None;
     }
     let wakes = |step: &StepState| {
+        let lives = plan.step(&step.name).and_then(|planned| lives_until(planned, step));
         let deadline = (state.phase == Phase::Forward && step.is_open() && !step.timed_out).then_some(step.deadline_at);
         let waits = plan.step(&step.name).is_some_and(|planned| matches!(planned.kind, Kind::Wait { .. }));
         if waits && step.is_open() {
             deadline
         } else {
-            step.next_at.filter(|at| *at > now).into_iter().chain(deadline).min()
+            step.next_at.filter(|at| *at > now).into_iter().chain(deadline).chain(lives).min()
         }
     };
     state.current().filter_map(wakes).min()
+}
+
+/// Until when what may have happened may be repeated under its key; none if for ever, or if it can be asked.
+fn lives_until(planned: &Planned, step: &StepState) -> Option<DateTime<Utc>> {
+    let life = planned.target?.key_life?;
+    let repeats = match step.progress {
+        Progress::UndoWaiting => true,
+        Progress::Waiting => matches!(planned.kind, Kind::Call { asks: false }),
+        _ => false,
+    };
+    (repeats && step.unknown > 0).then(|| later(step.started_at, life))
 }
 
 struct Turn<'p> {
@@ -181,13 +206,16 @@ impl<'p> Turn<'p> {
             Input::Start { definition, input } => {
                 if self.state.phase == Phase::Early {
                     self.emit(SagaEvent::SagaStarted { definition, input });
+                    if let Some(reason) = self.state.cancelled.clone() {
+                        self.begin_undo(None, reason);
+                    }
                 }
             }
             Input::Succeeded { step, output } => {
                 let progress = self.state.step(&step).map(|step| step.progress);
                 use Progress::{Failed, Running, Skipped, Waiting};
                 if matches!(progress, Some(Running | Waiting | Failed | Skipped)) {
-                    self.emit(SagaEvent::StepCompleted { step, output });
+                    self.emit(SagaEvent::StepCompleted { step, output, by_hand: None });
                 }
             }
             Input::Failed { step, failure } => self.failed(&step, failure, None, true),
@@ -212,8 +240,11 @@ impl<'p> Turn<'p> {
                 if !self.state.has_ended() && !self.state.has_received(position) {
                     for (step, output) in outputs {
                         let late = matches!(&self.state.phase, Phase::Stuck { step: Some(at), .. } if *at == step);
-                        let goes_on =
-                            late.then(|| SagaEvent::StepCompleted { step: step.clone(), output: output.clone() });
+                        let goes_on = late.then(|| SagaEvent::StepCompleted {
+                            step: step.clone(),
+                            output: output.clone(),
+                            by_hand: None,
+                        });
                         self.emit(SagaEvent::EventReceived { step, position, output });
                         goes_on.into_iter().for_each(|event| self.emit(event));
                     }
@@ -251,8 +282,17 @@ impl<'p> Turn<'p> {
                     self.emit(SagaEvent::SagaCancelled { reason: reason.clone() });
                     self.begin_undo(None, reason);
                 }
+                // What begins it comes later: then it is over at once.
+                Phase::Early if self.state.cancelled.is_none() => self.emit(SagaEvent::SagaCancelled { reason }),
                 _ => return Err(format!("{}: it cannot be cancelled", self.place())),
             },
+            Input::Completed { step, output, reason } => {
+                let is_open = self.state.step(&step).is_some_and(StepState::is_open);
+                if !is_open || self.state.has_ended() {
+                    return Err(format!("{}: step {step:?} is not open", self.place()));
+                }
+                self.emit(SagaEvent::StepCompleted { step, output, by_hand: Some(reason) });
+            }
             Input::Resolve { outcome, reason } => {
                 if self.state.has_ended() {
                     return Err(format!("{}: there is nothing to resolve", self.place()));
@@ -281,7 +321,7 @@ impl<'p> Turn<'p> {
     /// An attempt failed. `asked`: whoever was asked said no (`false`), or did not say (`true`).
     fn failed(&mut self, name: &str, failure: Failure, asked: Option<bool>, waits: bool) {
         let (Some(planned), Some(step)) = (self.plan.step(name), self.state.step(name)) else { return };
-        if !step.is_open() || matches!(planned.kind, Kind::Wait { .. }) {
+        if !step.is_open() || matches!(planned.kind, Kind::Wait { .. }) || self.state.has_ended() {
             return;
         }
         let Failure { mut kind, error, retry_after } = failure;
@@ -295,9 +335,9 @@ impl<'p> Turn<'p> {
         if asked == Some(true) && kind == FailureKind::Business {
             kind = FailureKind::Unknown;
         }
-        let attempt = step.attempts + 1;
-        // What may have happened has as many attempts of its own to find out.
-        let counted = if unknown { step.unknown + 1 } else { attempt };
+        // A question is no attempt. What may have happened has as many tries of its own to find out.
+        let attempt = if asked == Some(true) { step.attempts } else { step.attempts + 1 };
+        let counted = if unknown { step.unknown } else { attempt };
         let (started_at, deadline_at, timed_out) = (step.started_at, step.deadline_at, step.timed_out);
         let delay = planned.retry.delay(counted, seed(name, attempt, self.now));
         let delay = delay.map(|delay| if waits { delay.max(retry_after.unwrap_or_default()) } else { Duration::ZERO });
@@ -307,8 +347,8 @@ impl<'p> Turn<'p> {
             if let (Kind::Call { asks: false }, Some(Target { key_life: Some(life), .. })) =
                 (&planned.kind, planned.target)
             {
-                let lives_until = later(started_at, life);
-                lapsed = next.is_some_and(|next| next >= lives_until);
+                let ends = later(started_at, life);
+                lapsed = next.is_some_and(|next| next >= ends);
                 next = next.filter(|_| !lapsed);
             }
         } else {
@@ -326,7 +366,7 @@ impl<'p> Turn<'p> {
                 Some(name),
                 format!(
                     "it is not known whether {name} happened, and {why}: {said}. Look where it would have happened; then \
-                     retry, or skip the step if it is to be left as it is"
+                     say that it did, or skip it, or retry"
                 ),
             );
         }
@@ -334,7 +374,7 @@ impl<'p> Turn<'p> {
 
     fn undo_failed(&mut self, name: &str, failure: Failure, waits: bool) {
         let (Some(planned), Some(step)) = (self.plan.step(name), self.state.step(name)) else { return };
-        if !matches!(step.progress, Progress::Undoing | Progress::UndoWaiting) {
+        if !matches!(step.progress, Progress::Undoing | Progress::UndoWaiting) || self.state.has_ended() {
             return;
         }
         let Failure { kind, error, retry_after } = failure;
@@ -385,7 +425,7 @@ impl<'p> Turn<'p> {
                 InVain::GoesOn(with) => match with(&self.state) {
                     Ok(output) => {
                         self.emit(SagaEvent::StepTimedOut { step: step.clone(), under_way: true });
-                        self.emit(SagaEvent::StepCompleted { step, output });
+                        self.emit(SagaEvent::StepCompleted { step, output, by_hand: None });
                     }
                     Err(error) => self.stuck(Some(&step), error),
                 },
@@ -396,13 +436,20 @@ impl<'p> Turn<'p> {
     /// Whatever was under way may have happened.
     fn interrupted(&mut self) {
         let now = self.now;
-        let under_way = |step: &&StepState| step.next_at.is_none_or(|at| at <= now);
+        let under_way = |step: &&StepState| match step.progress {
+            Progress::Running | Progress::Undoing => true,
+            _ => step.next_at.is_some_and(|at| at <= now),
+        };
         let steps: Vec<(String, Progress)> =
             self.state.current().filter(under_way).map(|step| (step.name.clone(), step.progress)).collect();
         for (step, progress) in steps {
             let Some(planned) = self.plan.step(&step) else { continue };
-            let commits = matches!(planned.kind, Kind::Command);
-            let kind = if commits { FailureKind::Transient } else { FailureKind::Unknown };
+            let undoing = matches!(progress, Progress::Undoing | Progress::UndoWaiting);
+            // A command that commits with its step did, or did nothing.
+            if if undoing { planned.undo_commits } else { matches!(planned.kind, Kind::Command) } {
+                continue;
+            }
+            let kind = FailureKind::Unknown;
             let error = "the process that ran it has ended".into();
             let failure = Failure { kind, error, retry_after: None };
             match progress {
@@ -423,140 +470,6 @@ impl<'p> Turn<'p> {
         };
         let abandoned = self.state.steps.iter().filter(abandoned).map(|step| step.name.clone()).collect();
         self.emit(SagaEvent::UndoBegan { step, reason, abandoned });
-    }
-
-    /// Goes as far as nothing has to be done outside.
-    fn advance(&mut self) {
-        loop {
-            let moved = match self.state.phase {
-                Phase::Forward => self.advance_forward(),
-                Phase::Undoing => self.advance_undo(),
-                _ => false,
-            };
-            if !moved {
-                return;
-            }
-        }
-    }
-
-    fn advance_forward(&mut self) -> bool {
-        let given_up = |step: &&StepState| step.progress == Progress::Failed || (step.timed_out && step.is_open());
-        if let Some(step) = self.state.steps.iter().find(given_up) {
-            let (name, error) = (step.name.clone(), step.last_error.clone());
-            let reason = match (step.timed_out, error) {
-                (true, Some(error)) => format!("{name} did not succeed in its time: {error}"),
-                (true, None) => format!("{name} did not succeed in its time"),
-                (false, Some(error)) => format!("{name}: {error}"),
-                (false, None) => format!("{name} failed"),
-            };
-            self.begin_undo(Some(name), reason);
-            return true;
-        }
-        // What came for a step that waits ends it.
-        let waits = |step: &&StepState| {
-            step.progress == Progress::Running
-                && step.kept.is_some()
-                && self.plan.step(&step.name).is_some_and(|planned| matches!(planned.kind, Kind::Wait { .. }))
-        };
-        if let Some(step) = self.state.steps.iter().find(waits) {
-            let (step, output) = (step.name.clone(), step.kept.clone().unwrap_or_default());
-            self.emit(SagaEvent::StepCompleted { step, output });
-            return true;
-        }
-        let nth = match self.stage() {
-            Ok(nth) => nth,
-            Err(step) => {
-                let reason = format!(
-                    "step {step}, which it is at, is not in version {} of the saga as this build has it: bring the step back, \
-                     and retry; or skip it, once it is known what became of it",
-                    self.state.definition
-                );
-                self.stuck(Some(&step), reason);
-                return true;
-            }
-        };
-        let Some(stage) = self.plan.stages.get(nth) else {
-            self.emit(SagaEvent::SagaCompleted);
-            return true;
-        };
-        let ahead =
-            |planned: &&Planned| self.state.step(planned.name).is_none_or(|step| step.progress == Progress::Ahead);
-        let Some(planned) = stage.iter().find(ahead) else { return false };
-        self.start(planned);
-        true
-    }
-
-    fn start(&mut self, planned: &'p Planned) {
-        let step = planned.name.to_owned();
-        match planned.when.as_ref().map(|when| when(&self.state)) {
-            Some(Err(error)) => return self.stuck(Some(planned.name), error),
-            Some(Ok(false)) => {
-                let reason = "its condition does not hold".into();
-                return self.emit(SagaEvent::StepSkipped { step, reason });
-            }
-            Some(Ok(true)) | None => {}
-        }
-        let deadline_at = match planned.until.as_ref().map(|until| until(&self.state)) {
-            Some(Err(error)) => return self.stuck(Some(planned.name), error),
-            Some(Ok(at)) => at,
-            None => later(self.now, planned.timeout),
-        };
-        self.emit(SagaEvent::StepStarted { step, deadline_at });
-    }
-
-    /// Which stage it is at; or the step that it is at and that is not there.
-    ///
-    /// Steps are found by name. Those that a newer build has put before the latest that began are not caught up with.
-    fn stage(&self) -> Result<usize, String> {
-        let begun = self.state.steps.iter().filter(|step| step.begun > 0);
-        if let Some(open) = begun.clone().find(|step| step.is_open() && self.plan.step(&step.name).is_none()) {
-            return Err(open.name.clone());
-        }
-        // One that is gone, and was left out for that, does not count.
-        let counts = |step: &&StepState| step.progress != Progress::Skipped || self.plan.step(&step.name).is_some();
-        let Some(latest) = begun.filter(counts).max_by_key(|step| step.begun) else { return Ok(0) };
-        let nth = self.plan.stage_of(&latest.name).ok_or_else(|| latest.name.clone())?;
-        let is_done = |planned: &Planned| {
-            let progress = self.state.step(planned.name).map(|step| step.progress);
-            matches!(progress, Some(Progress::Completed | Progress::Skipped | Progress::Undone))
-        };
-        Ok(if self.plan.stages[nth].iter().all(is_done) { nth + 1 } else { nth })
-    }
-
-    fn advance_undo(&mut self) -> bool {
-        let plan = self.plan;
-        let known = |step: &StepState| plan.step(&step.name).is_some();
-        let lost = self.state.current().find(|step| !known(step)).map(|step| step.name.clone());
-        if let Some(step) = lost {
-            let reason = format!(
-                "step {step}, which it is at, is not in version {} of the saga as this build has it: bring the step back, and \
-                 retry; or skip it, once it is known what became of it",
-                self.state.definition
-            );
-            self.stuck(Some(&step), reason);
-            return true;
-        }
-        if self.state.current().next().is_some() {
-            return false;
-        }
-        let done = self.state.steps.iter().filter(|step| step.progress == Progress::Completed);
-        let undone = |step: &&StepState| plan.step(&step.name).is_none_or(|planned| planned.has_undo);
-        let Some(step) = done.filter(undone).max_by_key(|step| step.completed) else {
-            self.emit(SagaEvent::SagaCompensated { reason: self.state.reason.clone() });
-            return true;
-        };
-        let name = step.name.clone();
-        if known(step) {
-            self.emit(SagaEvent::UndoStarted { step: name });
-        } else {
-            let reason = format!(
-                "{name} is done and is not in version {} of the saga as this build has it, so nothing says how it is undone: \
-                 bring the step back, and retry; or undo it by hand, and skip it",
-                self.state.definition
-            );
-            self.stuck(Some(&name), reason);
-        }
-        true
     }
 }
 

@@ -78,6 +78,9 @@ pub enum SagaEvent {
         step: String,
         /// What it came to, for later steps and undos.
         output: Value,
+        /// Why an operator said so, if one did.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by_hand: Option<String>,
     },
     /// A step was left out, or its undo was: its condition did not hold, or an operator said so.
     StepSkipped {

@@ -6,6 +6,7 @@
 //! ```
 
 mod control;
+mod cx;
 mod definition;
 pub(crate) mod engine;
 mod event;
@@ -21,11 +22,12 @@ use serde::{Serialize, de::DeserializeOwned};
 
 pub use self::{
     control::{SagaCounts, SagaFilter, SagaInstance, SagaState, Sagas},
+    cx::{Cx, Facts, StepError},
     event::{FailureKind, Outcome, SagaEvent},
     expectation::Expectation,
     plan::RetryPolicy,
     runtime::Attention,
-    steps::{Cx, Facts, StepError, Steps},
+    steps::Steps,
 };
 pub(crate) use self::{
     definition::{Definition, Typed},

@@ -75,6 +75,8 @@ pub(crate) struct Planned {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
     pub(crate) has_undo: bool,
+    /// Whether the undo is one command, which commits with it.
+    pub(crate) undo_commits: bool,
     pub(crate) retry: RetryPolicy,
     pub(crate) undo_retry: RetryPolicy,
     pub(crate) timeout: Duration,

@@ -1,6 +1,6 @@
 //! What an event means to sagas: instances begin, get what they wait for, or are called off.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use serde_json::Value;
@@ -101,6 +101,7 @@ impl Handle for Router {
         self: Arc<Self>,
         event: Arc<Recorded<Payload>>,
         _: Option<Version>,
+        _: Duration,
     ) -> BoxFuture<'static, Result<Done, FollowError>> {
         Box::pin(async move {
             let metadata = &event.metadata;
@@ -157,10 +158,11 @@ pub(crate) async fn check_depth(store: &Annals, event: &Recorded<Payload>) -> Re
     let (sql, event_id) = (store.inner.sql.read_causes.clone(), event.event_id);
     let reading = store.inner.read("read what led to an event", |mut conn| {
         let sql = sql.clone();
-        async move { sql.typed().bind(event_id).bind(DEPTH as i32 + 1).fetch_all(&mut *conn).await }
+        async move { sql.typed().bind(event_id).bind(DEPTH as i32 + 2).fetch_all(&mut *conn).await }
     });
     let causes: Vec<(String, String)> = reading.await.map_err(passing)?;
-    if causes.len() <= DEPTH {
+    // The event itself is among them.
+    if causes.len() <= DEPTH + 1 {
         return Ok(());
     }
     let mut path: Vec<String> = vec![];

@@ -1,7 +1,7 @@
 //! Which instances this process runs: those that it begins, and those that are due and that nobody runs.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet, hash_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -46,6 +46,9 @@ pub(crate) type OnAttention = Arc<dyn Fn(Attention) + Send + Sync>;
 
 /// How often it is looked for what others left, and for what became due without a word.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often it is looked for what is owned here and not run, and how often breakers are shown that did not change.
+const COUNTED: Duration = Duration::from_secs(10);
+const SHOWN: Duration = Duration::from_secs(20);
 /// How many instances are taken at once.
 const TAKEN: usize = 100;
 
@@ -58,6 +61,8 @@ pub(crate) struct Runtime {
     /// What the app is made of, once it is.
     rest: OnceLock<(Arc<Contracts>, WeakApp)>,
     slots: Arc<Semaphore>,
+    /// What runs here; and what is to run once that has ended, for a row that was taken again meanwhile.
+    running: Mutex<HashMap<StreamId, Option<Waiting>>>,
     /// Types that somebody paused.
     paused: Mutex<HashSet<String>>,
     /// The database's time, when it was heard of last.
@@ -71,6 +76,39 @@ pub(crate) struct Runtime {
     /// Writes so far, before and after each; and at which of them this process is to be as good as dead.
     writes: AtomicUsize,
     dies_at: Option<usize>,
+}
+
+/// An instance that waits for its turn, whether it was interrupted, and its room.
+type Waiting = (Instance, bool, OwnedSemaphorePermit);
+
+/// That an instance runs here. A task that panics gives it up, too: then nobody runs it, and it is freed after a while.
+struct Place {
+    runtime: Arc<Runtime>,
+    stream: StreamId,
+    is_left: bool,
+}
+
+impl Place {
+    /// Ends it. Returns what is to run next, in its place.
+    fn leave(mut self) -> Option<Waiting> {
+        let mut running = lock(&self.runtime.running);
+        let next = running.get_mut(&self.stream).and_then(Option::take);
+        // In one go: what comes now begins a task of its own.
+        if next.is_none() {
+            running.remove(&self.stream);
+        }
+        drop(running);
+        self.is_left = true;
+        next
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.is_left {
+            lock(&self.runtime.running).remove(&self.stream);
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -94,6 +132,7 @@ impl Runtime {
             runs: definitions.iter().filter(|it| runs(it.name())).cloned().collect(),
             definitions,
             rest: OnceLock::new(),
+            running: Mutex::default(),
             paused: Mutex::default(),
             clock: Mutex::new((Utc::now(), Instant::now())),
             due: Notify::new(),
@@ -183,17 +222,34 @@ impl Runtime {
 
     /// Runs an instance that this process holds.
     pub(crate) fn run(self: &Arc<Self>, instance: Instance, interrupted: bool, slot: OwnedSemaphorePermit) {
+        let stream = instance.stream.clone();
+        let mut next = Some((instance, interrupted, slot));
+        match lock(&self.running).entry(stream.clone()) {
+            Entry::Occupied(mut entry) => {
+                // It was freed, or given up, and taken again before the task here had ended.
+                if let Some((instance, ..)) = &mut next {
+                    instance.doubt();
+                }
+                entry.insert(next);
+                return;
+            }
+            Entry::Vacant(entry) => entry.insert(None),
+        };
         let runtime = self.clone();
         self.tasks.spawn(async move {
-            instance.run(interrupted).await;
-            drop(slot);
-            runtime.due.notify_one();
+            while let Some((instance, interrupted, slot)) = next {
+                let place = Place { runtime: runtime.clone(), stream: stream.clone(), is_left: false };
+                instance.run(interrupted).await;
+                next = place.leave();
+                drop(slot);
+                runtime.due.notify_one();
+            }
         });
     }
 
     async fn keep_taking(self: Arc<Self>) {
-        let mut looked_at = None::<Instant>;
-        let (mut shown, mut order) = (vec![], 0);
+        let (mut looked_at, mut counted_at) = (None::<Instant>, Instant::now());
+        let (mut shown, mut shown_at, mut orders) = (vec![], Instant::now(), HashMap::new());
         while !self.stop.is_cancelled() {
             if looked_at.is_none_or(|at| at.elapsed() >= LOOK) {
                 looked_at = Some(Instant::now());
@@ -204,9 +260,16 @@ impl Runtime {
                 if let Err(error) = self.look().await {
                     tracing::warn!(%error, "what is paused or stuck cannot be looked up; tried again");
                 }
-                if let Err(error) = self.show_breakers(&mut shown, &mut order).await {
+                if shown_at.elapsed() > SHOWN {
+                    (shown, shown_at) = (vec![], Instant::now());
+                }
+                if let Err(error) = self.show_breakers(&mut shown, &mut orders).await {
                     tracing::warn!(%error, "circuit breakers cannot be shown; tried again");
                 }
+            }
+            if counted_at.elapsed() > COUNTED {
+                counted_at = Instant::now();
+                self.free_lost().await;
             }
             self.wake_waiting().await;
             let pause = match self.take().await {
@@ -232,6 +295,7 @@ impl Runtime {
         *lock(&self.paused) = rows.iter().map(|row| row.get(0)).collect();
         let Some(on_attention) = &self.on_attention else { return Ok(()) };
         for row in reads.all("take what is stuck", sql.take_attention.query().bind(names)).await? {
+            let version: i64 = row.get(4);
             let stream = StreamId::stored(row.get(0));
             let attention = Attention {
                 saga: row.get(1),
@@ -242,21 +306,30 @@ impl Runtime {
             if let Err(error) = guarded(|| on_attention(attention)) {
                 tracing::error!(%stream, %error, "whoever is told that a saga is stuck failed");
             }
+            // If that cannot be noted, somebody is told again: rather twice than never.
+            let noting = sql.told_attention.query().bind(stream.as_str()).bind(version);
+            reads.execute("note that somebody was told", noting).await?;
         }
         Ok(())
     }
 
     /// Shows the breakers of this process if they changed, does as was ordered, and wakes what waited for one that closed.
-    async fn show_breakers(&self, shown: &mut Vec<BreakerShown>, order: &mut i64) -> Result<(), StoreError> {
+    async fn show_breakers(
+        &self,
+        shown: &mut Vec<BreakerShown>,
+        orders: &mut HashMap<String, i64>,
+    ) -> Result<(), StoreError> {
         let (sql, reads) = (&self.store.inner.sql, &self.store.inner.reads);
         let now = self.breakers.shown();
         if now.is_empty() {
             return Ok(());
         }
-        let reading = sql.read_breaker_orders.query().bind(*order);
+        let reading = sql.read_breaker_orders.query();
         for row in reads.all("read what was ordered of circuit breakers", reading).await? {
-            *order = row.get(0);
-            self.breakers.order(row.get(1), row.get(2));
+            let (order, target): (i64, String) = (row.get(0), row.get(1));
+            if orders.insert(target.clone(), order) != Some(order) {
+                self.breakers.order(&target, row.get(2));
+            }
         }
         let now = self.breakers.shown();
         let same = |a: &BreakerShown, b: &BreakerShown| {
@@ -276,6 +349,19 @@ impl Runtime {
             *shown = now;
         }
         Ok(())
+    }
+
+    /// Frees what this process owns without running it: an answer was lost on its way, or a task here ended as none should.
+    async fn free_lost(&self) {
+        let running: Vec<String> = lock(&self.running).keys().map(ToString::to_string).collect();
+        let config = self.store.config();
+        let after = (config.read_deadline.max(config.append_deadline) + LOOK).as_secs_f64() * 2.0;
+        let freeing = self.store.inner.sql.free_lost_sagas.query().bind(self.process).bind(running).bind(after);
+        match self.store.inner.reads.execute("free what nobody runs", freeing).await {
+            Ok(0) => {}
+            Ok(freed) => tracing::warn!(freed, "instances of sagas were this process's and not run; they are freed"),
+            Err(error) => tracing::warn!(%error, "what nobody runs cannot be freed; tried again"),
+        }
     }
 
     /// Wakes what waited for targets that answer again.
@@ -314,6 +400,8 @@ impl Runtime {
             let Some(stream) = row.get::<Option<String>, _>(2) else { continue };
             let (Some((_, name)), Some(slot)) = (stream.split_once('$'), slots.pop()) else { continue };
             let name = name.split('-').next().unwrap_or_default();
+            // What was taken is not paused, whatever was heard before.
+            lock(&self.paused).remove(name);
             let Some(definition) = self.versions(name).into_iter().next() else { continue };
             let mut instance = Instance::new(self.clone(), definition, StreamId::stored(&stream));
             instance.hold();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 
-use super::event::{Outcome, SagaEvent};
+use super::event::{FailureKind, Outcome, SagaEvent};
 use crate::Position;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -99,6 +99,8 @@ pub(crate) struct State {
     pub(crate) steps: Vec<StepState>,
     /// Why it undoes.
     pub(crate) reason: String,
+    /// Why it was called off before it began.
+    pub(crate) cancelled: Option<String>,
     /// The events that it was given.
     received: Vec<Position>,
 }
@@ -111,6 +113,7 @@ impl Default for State {
             input: Value::Null,
             steps: vec![],
             reason: String::new(),
+            cancelled: None,
             received: vec![],
         }
     }
@@ -187,7 +190,7 @@ impl State {
                     step.progress = Progress::Failed;
                 }
             }
-            SagaEvent::StepCompleted { step, output } => {
+            SagaEvent::StepCompleted { step, output, .. } => {
                 let completed = self.steps.iter().map(|step| step.completed).max().unwrap_or(0) + 1;
                 let state = self.step_mut(step);
                 (state.progress, state.completed, state.unknown) = (Progress::Completed, completed, 0);
@@ -221,15 +224,19 @@ impl State {
             SagaEvent::UndoStarted { step } => {
                 let step = self.step_mut(step);
                 (step.progress, step.attempts, step.next_at) = (Progress::Undoing, 0, None);
+                (step.started_at, step.unknown) = (at, 0);
             }
-            SagaEvent::UndoFailed { step, attempt, error, next_attempt_at, .. } => {
+            SagaEvent::UndoFailed { step, attempt, kind, error, next_attempt_at } => {
                 let step = self.step_mut(step);
+                if *kind == FailureKind::Unknown || step.unknown > 0 {
+                    step.unknown += 1;
+                }
                 (step.progress, step.attempts, step.next_at) = (Progress::UndoWaiting, *attempt, *next_attempt_at);
                 step.last_error = Some(error.clone());
             }
             SagaEvent::StepUndone { step } => {
                 let state = self.step_mut(step);
-                (state.progress, state.next_at) = (Progress::Undone, None);
+                (state.progress, state.next_at, state.unknown) = (Progress::Undone, None, 0);
                 self.unstick(Some(step));
             }
             SagaEvent::SagaStuck { step, reason } => {
@@ -245,17 +252,26 @@ impl State {
                         (step.attempts, step.next_at) = (0, Some(at));
                         step.unknown = step.unknown.min(1);
                     }
+                    let time = (step.deadline_at - step.started_at).max(TimeDelta::zero());
+                    // Who retries has looked: its key counts as new.
+                    if matches!(step.progress, Progress::Waiting | Progress::UndoWaiting) {
+                        step.started_at = at;
+                    }
                     // It has its time anew.
                     if step.is_open() {
-                        let time = (step.deadline_at - step.started_at).max(TimeDelta::zero());
+                        let time = if time.is_zero() { TimeDelta::hours(1) } else { time };
                         step.deadline_at = step.deadline_at.max(at + time);
                         step.timed_out &= step.deadline_at <= at;
                     }
                 }
                 self.unstick(None);
             }
-            // What follows from it stands behind it.
-            SagaEvent::SagaCancelled { .. } => {}
+            // What follows from it stands behind it, or behind what begins it.
+            SagaEvent::SagaCancelled { reason } => {
+                if self.phase == Phase::Early {
+                    self.cancelled = Some(reason.clone());
+                }
+            }
             SagaEvent::SagaResolved { outcome, .. } => self.phase = Phase::Resolved(*outcome),
             SagaEvent::SagaCompleted => self.phase = Phase::Completed,
             SagaEvent::SagaCompensated { .. } => self.phase = Phase::Compensated,

@@ -4,11 +4,9 @@ use std::{
     any::TypeId,
     collections::BTreeMap,
     error::Error,
-    fmt,
     marker::PhantomData,
     ops::Deref,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
     time::Duration,
 };
 
@@ -16,164 +14,16 @@ use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use uuid::Uuid;
 
 use super::{
-    Saga,
+    Cx, Facts, Saga, StepError,
     definition::NotCommitted,
-    event::FailureKind,
     plan::{InVain, Kind, Plan, Planned, RetryPolicy, Rule},
-    state::State,
 };
 use crate::{
-    Aggregate, App, ExecuteError, Id, Options, PayloadLimits, Receipt, Recorded, StoreError, StreamId, Target,
-    event::encode::to_json, execute::Along, subscription::message,
+    Aggregate, ExecuteError, Id, PayloadLimits, Recorded, StreamId, Target, event::encode::to_json, execute::Along,
+    subscription::message,
 };
-
-/// Why a step, or its undo, did not succeed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct StepError {
-    pub(crate) kind: FailureKind,
-    pub(crate) message: String,
-    pub(crate) retry_after: Option<Duration>,
-}
-
-impl StepError {
-    fn new(kind: FailureKind, message: impl fmt::Display) -> Self {
-        Self { kind, message: message.to_string(), retry_after: None }
-    }
-
-    /// The answer is no, and stays no. Nothing has happened, and the saga undoes what it has done.
-    pub fn business(message: impl fmt::Display) -> Self {
-        Self::new(FailureKind::Business, message)
-    }
-
-    /// Nothing has happened this time. It is tried again.
-    pub fn transient(message: impl fmt::Display) -> Self {
-        Self::new(FailureKind::Transient, message)
-    }
-
-    /// It may have happened: no answer came, or none that can be read. It is found out before anything else.
-    pub fn unknown(message: impl fmt::Display) -> Self {
-        Self::new(FailureKind::Unknown, message)
-    }
-
-    /// The same, not to be tried again before `wait` has passed (HTTP's `Retry-After`).
-    #[must_use]
-    pub fn retry_after(self, wait: Duration) -> Self {
-        Self { retry_after: Some(wait), ..self }
-    }
-
-    /// What kind of failure it is.
-    pub fn kind(&self) -> FailureKind {
-        self.kind
-    }
-
-    fn unreadable(what: &str, error: impl fmt::Display) -> Self {
-        // Nothing was tried; and no other attempt of this build reads it better.
-        Self::unknown(format!("{what} cannot be read by this build: {error}"))
-    }
-}
-
-impl<R: Error> From<ExecuteError<R>> for StepError {
-    fn from(error: ExecuteError<R>) -> Self {
-        match error {
-            ExecuteError::Rejected(rejection) => Self::business(rejection),
-            ExecuteError::Store(error) => error.into(),
-        }
-    }
-}
-
-impl From<StoreError> for StepError {
-    fn from(error: StoreError) -> Self {
-        match &error {
-            StoreError::UnknownOutcome { .. } => Self::unknown(error),
-            StoreError::Invalid(_) | StoreError::CommandReused { .. } => Self::business(error),
-            _ => Self::transient(error),
-        }
-    }
-}
-
-/// What an instance was started with, and what its steps came to.
-pub struct Facts<S: Saga> {
-    /// What it was started with.
-    pub input: Arc<S::Input>,
-    outputs: Arc<BTreeMap<String, Value>>,
-}
-
-impl<S: Saga> Facts<S> {
-    pub(crate) fn of(state: &State) -> Result<Self, String> {
-        let input = <S::Input as serde::Deserialize>::deserialize(&state.input)
-            .map_err(|error| format!("what {} was started with cannot be read by this build: {error}", S::NAME))?;
-        let outputs = state.steps.iter().filter_map(|step| Some((step.name.clone(), step.output.clone()?)));
-        Ok(Self { input: Arc::new(input), outputs: Arc::new(outputs.collect()) })
-    }
-
-    /// What the step `step` came to.
-    ///
-    /// # Errors
-    /// If it is not done, was skipped, or cannot be read as `T`.
-    pub fn output<T: DeserializeOwned>(&self, step: &str) -> Result<T, StepError> {
-        let output = self.outputs.get(step);
-        let output = output.ok_or_else(|| StepError::business(format!("step {step} has no output")))?;
-        T::deserialize(output).map_err(|error| StepError::unreadable(&format!("the output of step {step}"), error))
-    }
-}
-
-impl<S: Saga> Clone for Facts<S> {
-    fn clone(&self) -> Self {
-        Self { input: self.input.clone(), outputs: self.outputs.clone() }
-    }
-}
-
-/// What a step, or its undo, is run with.
-pub struct Cx<S: Saga> {
-    /// The saga as it was registered: clients of the outside world, above all.
-    pub saga: Arc<S>,
-    /// The instance.
-    pub id: Id,
-    /// The key of this step of this instance, the same for all its attempts; its undo has another. For the outside world's
-    /// `Idempotency-Key`.
-    pub key: Uuid,
-    /// Which attempt this is, from 1.
-    pub attempt: u32,
-    /// The time, by the database's clock.
-    pub now: DateTime<Utc>,
-    /// Why the instance undoes what it has done; none while it does not.
-    pub reason: Option<String>,
-    pub(crate) facts: Facts<S>,
-    pub(crate) app: App,
-    /// Correlation and cause, for what it leads to.
-    pub(crate) options: Options,
-}
-
-impl<S: Saga> Deref for Cx<S> {
-    type Target = Facts<S>;
-
-    fn deref(&self) -> &Facts<S> {
-        &self.facts
-    }
-}
-
-impl<S: Saga> Cx<S> {
-    /// The app that the saga runs in.
-    pub fn app(&self) -> &App {
-        &self.app
-    }
-
-    /// Lets the aggregate `id` handle `command`, once, however often the step is repeated: the command's id comes from the step's
-    /// key and the stream. So a step has one command for each aggregate.
-    ///
-    /// # Errors
-    /// A rejection is [`business`](StepError::business), whatever else fails is tried again.
-    pub async fn execute<A: Aggregate>(&self, id: impl Into<Id>, command: A::Command) -> Result<Receipt, StepError> {
-        let stream = StreamId::of(A::TYPE, id).map_err(StepError::business)?;
-        let command_id = Uuid::new_v5(&self.key, stream.as_str().as_bytes());
-        let options = self.options.clone().command_id(command_id);
-        Ok(self.app.execute_with::<A>(stream.id(), command, options).await?)
-    }
-}
 
 type Fut<T> = BoxFuture<'static, Result<T, StepError>>;
 pub(crate) type Run<S> = Box<dyn Fn(Cx<S>) -> Fut<Value> + Send + Sync>;
@@ -226,6 +76,10 @@ pub struct Steps<S: Saga, T = ()> {
     /// The aggregates that commands go to, with the steps' names.
     pub(crate) aggregates: Vec<(TypeId, &'static str, &'static str)>,
     twice: Option<&'static str>,
+    /// Something that was said of what is no such step.
+    misplaced: Option<String>,
+    /// Whether the last step is not to be configured any more.
+    closed: bool,
     last: PhantomData<fn() -> T>,
 }
 
@@ -240,7 +94,15 @@ impl<S: Saga> Steps<S> {
     }
 
     fn none() -> Self {
-        Self { plan: Plan::default(), doing: BTreeMap::new(), aggregates: vec![], twice: None, last: PhantomData }
+        Self {
+            plan: Plan::default(),
+            doing: BTreeMap::new(),
+            aggregates: vec![],
+            twice: None,
+            misplaced: None,
+            closed: true,
+            last: PhantomData,
+        }
     }
 }
 
@@ -255,6 +117,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
             name,
             kind,
             has_undo: false,
+            undo_commits: false,
             retry: RetryPolicy::STEP,
             undo_retry: RetryPolicy::UNDO,
             timeout,
@@ -266,12 +129,13 @@ impl<S: Saga, T: Output> Steps<S, T> {
         if self.doing.insert(name, doing).is_some() {
             self.twice.get_or_insert(name);
         }
+        self.closed = false;
         self.cast()
     }
 
     fn cast<U>(self) -> Steps<S, U> {
-        let Self { plan, doing, aggregates, twice, .. } = self;
-        Steps { plan, doing, aggregates, twice, last: PhantomData }
+        let Self { plan, doing, aggregates, twice, misplaced, closed, .. } = self;
+        Steps { plan, doing, aggregates, twice, misplaced, closed, last: PhantomData }
     }
 
     /// Then `run`, which calls the outside world, or executes commands ([`Cx::execute`]).
@@ -334,21 +198,53 @@ impl<S: Saga, T: Output> Steps<S, T> {
         taking.collect()
     }
 
-    /// Two steps of one name, if there are such.
-    pub(crate) fn twice(&self) -> Option<&'static str> {
-        self.twice
+    /// What is wrong with the list, if something is.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let twice = self.twice.map(|name| format!("two steps of {} are called {name:?}: rename one", S::NAME));
+        twice.or_else(|| self.misplaced.clone())
+    }
+
+    /// `what` was said of a step to which it does not apply.
+    fn misplace(&mut self, what: &str) {
+        let of = match self.plan.stages.last().and_then(|stage| stage.last()) {
+            Some(step) if !self.closed => format!("step {:?}", step.name),
+            _ => "no step in particular".into(),
+        };
+        let text = format!(
+            "{what}() in the steps of {} is said of {of}: say it right behind the step that it is for",
+            S::NAME
+        );
+        self.misplaced.get_or_insert(text);
     }
 
     /// The steps so far, with one output less to know of.
-    pub fn end(self) -> Steps<S> {
+    pub fn end(mut self) -> Steps<S> {
+        self.closed = true;
         self.cast()
     }
 
-    fn last(&mut self) -> Option<&mut Planned> {
+    fn last(&mut self, what: &str) -> Option<&mut Planned> {
+        if self.closed {
+            self.misplace(what);
+            return None;
+        }
         self.plan.stages.last_mut()?.last_mut()
     }
 
-    fn last_doing(&mut self) -> Option<(&mut Planned, &mut Doing<S>)> {
+    fn last_wait(&mut self, what: &str) -> Option<&mut Planned> {
+        let last = self.plan.stages.last().and_then(|stage| stage.last());
+        if self.closed || !last.is_some_and(|last| matches!(last.kind, Kind::Wait { .. })) {
+            self.misplace(what);
+            return None;
+        }
+        self.plan.stages.last_mut()?.last_mut()
+    }
+
+    fn last_doing(&mut self, what: &str) -> Option<(&mut Planned, &mut Doing<S>)> {
+        if self.closed {
+            self.misplace(what);
+            return None;
+        }
         let planned = self.plan.stages.last_mut()?.last_mut()?;
         let doing = self.doing.get_mut(planned.name)?;
         Some((planned, doing))
@@ -362,7 +258,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
     where
         F: Future<Output = Result<(), StepError>> + Send + 'static,
     {
-        if let Some((planned, doing)) = self.last_doing() {
+        if let Some((planned, doing)) = self.last_doing("undo") {
             planned.has_undo = true;
             let name = planned.name;
             doing.undo = Some(Box::new(move |cx, output| match serde_json::from_value(output) {
@@ -381,8 +277,8 @@ impl<S: Saga, T: Output> Steps<S, T> {
         mut self,
         command: impl Fn(&Cx<S>, T) -> Result<(Id, A::Command), StepError> + Send + Sync + 'static,
     ) -> Self {
-        if let Some((planned, doing)) = self.last_doing() {
-            planned.has_undo = true;
+        if let Some((planned, doing)) = self.last_doing("undo_command") {
+            (planned.has_undo, planned.undo_commits) = (true, true);
             let name = planned.name;
             doing.undo_command = Some(Box::new(move |cx, output, along| {
                 let output = serde_json::from_value(output);
@@ -406,22 +302,23 @@ impl<S: Saga, T: Output> Steps<S, T> {
     where
         F: Future<Output = Result<Option<T>, StepError>> + Send + 'static,
     {
-        if let Some((planned, doing)) = self.last_doing()
-            && let Kind::Call { asks } = &mut planned.kind
-        {
-            *asks = true;
-            let name = planned.name;
-            doing.ask = Some(Box::new(move |cx| {
-                let asking = ask(cx);
-                Box::pin(async move { asking.await?.map(|said| output(name, &said)).transpose() })
-            }));
-        }
+        let Some((planned, doing)) = self.last_doing("ask") else { return self };
+        let Kind::Call { asks } = &mut planned.kind else {
+            self.misplace("ask");
+            return self;
+        };
+        *asks = true;
+        let name = planned.name;
+        doing.ask = Some(Box::new(move |cx| {
+            let asking = ask(cx);
+            Box::pin(async move { asking.await?.map(|said| output(name, &said)).transpose() })
+        }));
         self
     }
 
     /// Whom the last step calls, also to undo it and to ask: what else is called there shares a circuit breaker with it.
     pub fn calls(mut self, target: Target) -> Self {
-        if let Some(planned) = self.last() {
+        if let Some(planned) = self.last("calls") {
             planned.target = Some(target);
         }
         self
@@ -429,7 +326,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
 
     /// How often the last step is tried; [`RetryPolicy::STEP`] if this is not said.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
-        if let Some(planned) = self.last() {
+        if let Some(planned) = self.last("retry") {
             planned.retry = policy;
         }
         self
@@ -437,7 +334,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
 
     /// How often the last step's undo is tried; [`RetryPolicy::UNDO`] if this is not said.
     pub fn undo_retry(mut self, policy: RetryPolicy) -> Self {
-        if let Some(planned) = self.last() {
+        if let Some(planned) = self.last("undo_retry") {
             planned.undo_retry = policy;
         }
         self
@@ -445,7 +342,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
 
     /// How long the last step may take, with all its attempts; an hour if this is not said. Then it has failed.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        if let Some(planned) = self.last() {
+        if let Some(planned) = self.last("timeout") {
             planned.timeout = timeout;
         }
         self
@@ -454,7 +351,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
     /// How long one attempt of the last step, or of its undo, may take; 30 s if this is not said. Then nobody waits for it any more, and
     /// whether it happened is [`unknown`](StepError::unknown).
     pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
-        if let Some(planned) = self.last() {
+        if let Some(planned) = self.last("attempt_timeout") {
             planned.attempt_timeout = timeout;
         }
         self
@@ -462,7 +359,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
 
     /// The last step is left out where `condition` does not hold.
     pub fn when(mut self, condition: impl Fn(&Facts<S>) -> bool + Send + Sync + 'static) -> Self {
-        if let Some(planned) = self.last() {
+        if let Some(planned) = self.last("when") {
             planned.when = Some(rule(move |facts: &Facts<S>| Ok(condition(facts))));
         }
         self
@@ -470,7 +367,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
 
     /// What the last step, which waits, goes on with when nothing came in its time.
     pub fn or_else(mut self, default: impl Fn(&Facts<S>) -> T + Send + Sync + 'static) -> Self {
-        if let Some(Planned { kind: Kind::Wait { in_vain }, name, .. }) = self.last() {
+        if let Some(Planned { kind: Kind::Wait { in_vain }, name, .. }) = self.last_wait("or_else") {
             let name = *name;
             *in_vain = InVain::GoesOn(rule(move |facts: &Facts<S>| {
                 output(name, &default(facts)).map_err(|error| error.message)
@@ -482,7 +379,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
     /// When nothing came in its time for the last step, which waits, somebody is to look: the instance is stuck, until it comes
     /// after all.
     pub fn or_stuck(mut self) -> Self {
-        if let Some(Planned { kind: Kind::Wait { in_vain }, .. }) = self.last() {
+        if let Some(Planned { kind: Kind::Wait { in_vain }, .. }) = self.last_wait("or_stuck") {
             *in_vain = InVain::Stuck;
         }
         self
@@ -490,7 +387,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
 
     /// The last step, which waits, does so until this time instead of for a time.
     pub fn until(mut self, until: impl Fn(&Facts<S>) -> DateTime<Utc> + Send + Sync + 'static) -> Self {
-        if let Some(planned) = self.last() {
+        if let Some(planned) = self.last_wait("until") {
             planned.until = Some(rule(move |facts: &Facts<S>| Ok(until(facts))));
         }
         self
@@ -507,6 +404,8 @@ impl<S: Saga, T: Output> Steps<S, T> {
         }
         self.aggregates.extend(group.aggregates);
         self.twice = self.twice.or(group.twice);
+        self.misplaced = self.misplaced.or(group.misplaced);
+        self.closed = true;
         self.cast()
     }
 }

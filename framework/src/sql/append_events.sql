@@ -73,8 +73,9 @@ saga as materialized (
   where entry.append not in (select append from refused)
 ),
 saga_started as (
-  insert into annals.sagas (stream, saga, definition, version, state, step, reason, correlation_id, owner, due_at)
-  select stream, saga, definition, version, state, step, reason, correlation_id, owner, due_at from saga where head = 0
+  insert into annals.sagas (stream, saga, definition, version, state, step, reason, correlation_id, owner,
+    owned_at, due_at)
+  select stream, saga, definition, version, state, step, reason, correlation_id, owner, clock_timestamp(), due_at from saga where head = 0
 ),
 saga_moved as (
   -- What somebody else runs stays theirs.
@@ -82,8 +83,10 @@ saga_moved as (
   set definition = saga.definition, version = saga.version, state = saga.state, step = saga.step, reason = saga.reason,
     owner = case when s.owner is null or s.owner = saga.writer then saga.owner else s.owner end,
     due_at = case when saga.owner is null then saga.due_at else s.due_at end,
-    interrupted = s.interrupted and s.owner is distinct from saga.writer, waits_for = null, changed_at = clock_timestamp(),
-    told_at = case when saga.state = 'stuck' and s.state = 'stuck' then s.told_at end
+    interrupted = s.interrupted and coalesce(s.owner <> saga.writer, true),
+    owned_at = case when s.owner = saga.owner then s.owned_at else clock_timestamp() end, waits_for = null, changed_at = clock_timestamp(),
+    told_at = case when saga.state = 'stuck' and s.state = 'stuck' then s.told_at end,
+    telling_until = null
   from saga
   -- With the names apart, the rows are looked up by their key, however many there are.
   where s.stream = any (array(select stream from saga where head > 0)) and saga.stream = s.stream

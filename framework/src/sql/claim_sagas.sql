@@ -21,7 +21,7 @@ due as (
   limit $4
 ),
 claimed as (
-  update annals.sagas s set owner = $1, waits_for = null from due where s.stream = due.stream
+  update annals.sagas s set owner = $1, owned_at = statement_timestamp(), waits_for = null from due where s.stream = due.stream
   returning s.stream, s.interrupted
 )
 select statement_timestamp() as now,

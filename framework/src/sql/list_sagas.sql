@@ -1,4 +1,5 @@
--- Lists instances of sagas, those that began first first.
+-- Lists instances of sagas, those that began first first. Not a statement as it stands: $chosen is a condition that says by which
+-- index they are looked up (framework/src/saga/control.rs).
 --
 --   $1 saga            text         null for all
 --   $2 states          text[]       null for all
@@ -13,14 +14,15 @@
 -- Returns (stream text, saga text, definition integer, version bigint, state text, step text, reason text, correlation_id uuid,
 -- owner text, due_at timestamptz, waits_for text, started_at timestamptz, changed_at timestamptz, runs boolean: whether a process
 -- that is alive has its version).
-select s.stream, s.saga, s.definition, s.version, s.state, s.step, s.reason, s.correlation_id, p.name as owner, s.due_at,
+select s.stream, s.saga, s.definition, s.version, s.state, s.step, s.reason, s.correlation_id,
+  p.name || ' (' || p.pid || ')' as owner, s.due_at,
   s.waits_for, s.started_at, s.changed_at,
   exists (
     select from annals.processes r where r.alive_until > statement_timestamp() and s.saga || ':' || s.definition = any (r.runs)
   ) as runs
 from annals.sagas s
 left join annals.processes p on p.process_id = s.owner
-where ($1::text is null or s.saga = $1) and ($2::text[] is null or s.state = any ($2))
+where $chosen and ($1::text is null or s.saga = $1) and ($2::text[] is null or s.state = any ($2))
   and ($3::text is null or $3 = any (string_to_array(s.step, ', ')))
   and ($4::uuid is null or s.correlation_id = $4)
   and ($5::double precision is null or s.started_at <= statement_timestamp() - make_interval(secs => $5))

@@ -1,9 +1,9 @@
--- Reads what led to an event, the first cause first.
+-- Reads what led to an event, the first cause first, and the event.
 --
 --   $1 event_id  uuid
 --   $2 limit     integer  how far back it is looked
 --
--- Returns (stream text, event_type text), the event itself not among them.
+-- Returns (stream text, event_type text), the event itself last.
 with recursive cause as (
   select e.causation_id, e.stream, e.event_type, 1 as depth from annals.events e where e.event_id = $1
   union all

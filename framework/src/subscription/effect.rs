@@ -9,7 +9,6 @@ use std::{
 
 use futures::{StreamExt, future::BoxFuture, stream};
 use sqlx::PgConnection;
-use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -30,10 +29,12 @@ pub(crate) trait Handle: Send + Sync + 'static {
     /// Whether it wants to know how far each event's stream is.
     const WANTS_HEADS: bool = false;
 
+    /// `limit`: for what may never end; to wait for one's turn does not count.
     fn handle(
         self: Arc<Self>,
         event: Arc<Recorded<Payload>>,
         head: Option<Version>,
+        limit: Duration,
     ) -> BoxFuture<'static, Result<Done, FollowError>>;
 }
 
@@ -177,12 +178,11 @@ impl<H: Handle> EffectFollower<H> {
     }
 
     async fn handle(&self, event: Event, head: Option<Version>, limit: Duration) -> Result<Done, FollowError> {
-        let mut task = AbortOnDropHandle::new(tokio::spawn(self.handler.clone().handle(event, head)));
-        match timeout(limit, &mut task).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(error)) if error.is_panic() => Err(FollowError::Panicked(message(error.into_panic()))),
-            Ok(Err(_)) => Err(FollowError::Store(StoreError::Closed)),
-            Err(_) => Err(FollowError::Hung(limit)),
+        let task = AbortOnDropHandle::new(tokio::spawn(self.handler.clone().handle(event, head, limit)));
+        match task.await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => Err(FollowError::Panicked(message(error.into_panic()))),
+            Err(_) => Err(FollowError::Store(StoreError::Closed)),
         }
     }
 
@@ -222,7 +222,14 @@ impl<H: Handle> EffectFollower<H> {
             skipping.execute(&mut *tx).await.map_err(what)?;
         }
         tx.commit().await.map_err(what)?;
-        self.done().clear();
+        // What was done further on, in a batch that failed, is not done again.
+        match batch.work {
+            Work::Follow => self.done().retain(|position| *position > batch.to),
+            Work::Retry { .. } => {
+                let mut done = self.done();
+                batch.events.iter().for_each(|event| _ = done.remove(&event.position));
+            }
+        }
         Ok(Applied::Committed(letters.take_rows()))
     }
 }

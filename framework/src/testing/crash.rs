@@ -8,7 +8,7 @@ use std::{
 use futures::{StreamExt, stream};
 use tokio::time::sleep;
 
-use super::database;
+use super::database::{TestDatabase, database};
 use crate::{Annals, App, Builder, Config};
 
 /// How long an app may take to end its sagas, and how often it is asked.
@@ -48,6 +48,7 @@ pub async fn crash_everywhere<W, T: PartialEq + Debug>(
         if !is_dead {
             let came = end(&app, &world).await;
             app.shutdown().await;
+            drop_aside(database).await;
             return (writes, came);
         }
         app.shutdown().await;
@@ -55,6 +56,7 @@ pub async fn crash_everywhere<W, T: PartialEq + Debug>(
         assert!(!settles(&other, &place).await);
         let came = end(&other, &world).await;
         other.shutdown().await;
+        drop_aside(database).await;
         (writes, came)
     };
     let (points, expected) = run(None).await;
@@ -70,6 +72,11 @@ pub async fn crash_everywhere<W, T: PartialEq + Debug>(
         );
     }
     points
+}
+
+/// Drops a database where no other run waits for the thread.
+async fn drop_aside(database: TestDatabase) {
+    let _ = tokio::task::spawn_blocking(move || drop(database)).await;
 }
 
 /// Waits until the sagas of `app` have seen the whole log and have ended, or are stuck. Returns whether the app died before.

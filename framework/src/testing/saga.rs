@@ -16,7 +16,7 @@ use crate::{
 
 /// Starts a test of the saga `S` that was given `events`, which [`recorded`](super::recorded) makes.
 ///
-/// It follows one instance, the one that the first of the events begins, with the very state machine that runs sagas. Steps are
+/// It follows one instance, the one that the first of the events begins or calls off, with the very state machine that runs sagas. Steps are
 /// not run: the test says what each comes to, and time passes as it says. Everything that the saga records goes through the form in
 /// which it is stored.
 ///
@@ -108,7 +108,7 @@ impl<S: Saga> GivenSaga<S> {
                 self.tell(Input::Event { position: event.position, outputs });
             }
             if let Some((id, reason)) = S::cancel(&event)
-                && Some(&id) == self.id.as_ref()
+                && id == *self.id.get_or_insert_with(|| id.clone())
                 && let Ok(told) = decide(&self.steps.plan, &self.state, Input::Cancel { reason }, self.now)
             {
                 self.record(told);
@@ -246,6 +246,14 @@ impl<S: Saga> GivenSaga<S> {
     #[track_caller]
     pub fn skipped(mut self, step: &str, reason: &str) -> Self {
         self.tell(Input::Skip { step: step.into(), reason: reason.into() });
+        self
+    }
+
+    /// An operator says that `step` happened, and what it came to.
+    #[track_caller]
+    pub fn completed(mut self, step: &str, output: impl Serialize, reason: &str) -> Self {
+        let output = serde_json::to_value(output).unwrap_or_else(|error| panic!("its output: {error}"));
+        self.tell(Input::Completed { step: step.into(), output, reason: reason.into() });
         self
     }
 

@@ -269,3 +269,53 @@ async fn a_process_whose_clock_is_wrong_by_an_hour_goes_by_that_of_the_database(
         assert!(limits.len() >= 6 && limits.iter().all(|limit| (3_540.0..3_660.0).contains(limit)), "{limits:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lost_process_may_have_done_is_found_out_although_the_saga_was_called_off_meanwhile() {
+    let (database, folder) = (database().await, Folder::new());
+    let (app, pool) = writer(database.url()).await;
+    sqlx::query("insert into outside.slow values ('pack', 600000)").execute(&pool).await.unwrap();
+    let mut one = start_process(database.url(), "one", &folder);
+    place(&app, 1).await;
+    let calls = |what: &'static str| {
+        let pool = pool.clone();
+        async move {
+            let query = "select count(*) from outside.calls where what = $1";
+            sqlx::query_scalar::<_, i64>(query).bind(what).fetch_one(&pool).await.unwrap()
+        }
+    };
+    eventually("it packs", || async { calls("pack").await == 1 }).await;
+    // Nobody takes it while it is paused; and it is called off before anybody does.
+    app.store().followers().pause("parcel", &by()).await.unwrap();
+    one.kill();
+    sqlx::query("delete from outside.slow").execute(&pool).await.unwrap();
+    let _two = start_process(database.url(), "two", &folder);
+    let freed = "select count(*) from annals.sagas where owner is null and interrupted";
+    let is_freed = || async { sqlx::query_scalar::<_, i64>(freed).fetch_one(&pool).await.unwrap() == 1 };
+    eventually("it is freed", is_freed).await;
+    app.sagas().cancel("parcel", "1", &by()).await.unwrap();
+    assert!(is_freed().await, "the mark is gone");
+    app.store().followers().resume("parcel", &by()).await.unwrap();
+
+    eventually("it is undone", || async { app.sagas().summary().await.unwrap()["parcel"].compensated == 1 }).await;
+    assert_eq!((calls("pack").await, calls("unpack").await), (2, 1));
+    assert_eq!(crate::kit::balance(&app, "stock").await, 100_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_process_owns_and_does_not_run_is_freed_after_a_while() {
+    let database = database().await;
+    let (writer, pool) = writer(database.url()).await;
+    let app = start(database.url(), "app").await;
+    writer.store().followers().pause("parcel", &by()).await.unwrap();
+    eventually("it stands", || async { app.followers()[0].state == annals::FollowerState::Paused }).await;
+    // As if its process had taken it long ago, and never learned of it.
+    let lost = "insert into annals.sagas (stream, saga, definition, version, state, owner, owned_at)
+                select '$parcel-1', 'parcel', 1, 0, 'running', process_id, now() - interval '1 hour'
+                from annals.processes where name = 'app'";
+    sqlx::query(lost).execute(&pool).await.unwrap();
+    let freed = "select count(*) from annals.sagas where owner is null and interrupted and due_at <= now()";
+    eventually("it is freed", || async { sqlx::query_scalar::<_, i64>(freed).fetch_one(&pool).await.unwrap() == 1 })
+        .await;
+    app.shutdown().await;
+}

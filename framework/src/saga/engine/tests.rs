@@ -72,11 +72,12 @@ impl Saga for Trip {
             })
             .timeout(10 * MINUTE)
             .undo(|_, _: i64| done(()))
+            .calls(Target { key_life: Some(30 * SECOND), ..Target::new("bank") })
             .step("upgrade", |_| done(()))
             .when(|facts| facts.output::<i64>("payment").is_ok_and(|cents| cents > 10_000))
             .sleep("pause", MINUTE)
             .step("ticket", |_| done(()))
-            .calls(Target { key_life: Some(45 * SECOND), ..Target::new("tickets") })
+            .calls(Target { key_life: Some(30 * SECOND), ..Target::new("tickets") })
             .retry(RetryPolicy::new(3, 20 * SECOND))
             .end()
     }
@@ -279,7 +280,7 @@ fn what_was_under_way_when_its_process_ended_may_have_happened() {
     let trip = booked().succeeds("hotel", 3).is_interrupted();
     trip.then_asks("flight").answers::<String>("flight", None).passes(SECOND).then_runs(["flight"]);
     let trip = booked().succeeds("flight", "F1").is_interrupted().then_runs(["hotel"]);
-    trip.is_interrupted().is_interrupted().then_stuck("hotel").then_waits(None);
+    trip.is_interrupted().is_interrupted().is_interrupted().then_stuck("hotel").then_waits(None);
 }
 
 #[test]
@@ -289,7 +290,8 @@ fn an_operator_is_told_where_it_is_when_what_was_asked_does_not_fit() {
     let tell = |state: &State, input| decide(&steps.plan, state, input, DateTime::UNIX_EPOCH);
     let reason = String::from("because");
     let refused = |state: &State, input| tell(state, input).unwrap_err();
-    assert_eq!(refused(&state, Input::Cancel { reason: reason.clone() }), "it has not started: it cannot be cancelled");
+    let early = tell(&state, Input::Cancel { reason: reason.clone() }).unwrap().1;
+    assert_eq!(refused(&early, Input::Cancel { reason: reason.clone() }), "it has not started: it cannot be cancelled");
     (_, state) = tell(&state, Input::Start { definition: 1, input: json!(3) }).unwrap();
     let skip = Input::Skip { step: "ticket".into(), reason: reason.clone() };
     assert_eq!(refused(&state, skip), "it is at hotel, flight, not at step \"ticket\"");
@@ -300,6 +302,62 @@ fn an_operator_is_told_where_it_is_when_what_was_asked_does_not_fit() {
     (_, state) = tell(&state, Input::Resolve { outcome: Outcome::Completed, reason: reason.clone() }).unwrap();
     let again = Input::Resolve { outcome: Outcome::Completed, reason };
     assert_eq!(refused(&state, again), "it has been resolved: there is nothing to resolve");
+}
+
+#[test]
+fn a_key_that_lapsed_while_nobody_was_called_is_not_used_again_whatever_else_is_asked_for() {
+    let unknown = || StepError::unknown("no answer");
+    // The circuit was open, or the saga paused, for longer than the key lives.
+    let lapsed = || at_ticket().fails("ticket", unknown()).passes(MINUTE).then_stuck("ticket").then_runs([]);
+    lapsed().cancelled("no").then_stuck("ticket").then_runs([]);
+    lapsed().cancelled("no").completed("ticket", (), "it is in the books").then_undoes("payment");
+    lapsed().completed("ticket", (), "it is in the books").then_completed();
+    lapsed().cancelled("no").skipped("ticket", "nothing was sold").then_undoes("payment");
+    lapsed()
+        .retried("they have it not")
+        .then_runs(["ticket"])
+        .fails("ticket", unknown())
+        .passes(MINUTE)
+        .then_stuck("ticket");
+}
+
+#[test]
+fn an_undo_is_not_repeated_under_a_key_that_does_not_live_any_more() {
+    let undoing = at_ticket().fails("ticket", StepError::business("sold out")).then_undoes("payment");
+    let lapsed = undoing.undo_fails("payment", StepError::unknown("no answer")).passes(MINUTE).then_stuck("payment");
+    lapsed.skipped("payment", "they gave it back").then_undoes("flight");
+    // What certainly did not happen is tried for as long as it takes.
+    let undoing = at_ticket().fails("ticket", StepError::business("sold out"));
+    undoing.undo_fails("payment", StepError::transient("down")).passes(MINUTE).then_undoes("payment");
+}
+
+#[test]
+fn what_is_called_off_before_it_has_begun_is_over_when_it_begins() {
+    given_saga::<Trip>([])
+        .when([recorded("trip-1", TripEvent::CalledOff), recorded("trip-1", TripEvent::Booked { nights: 3 })])
+        .then_compensated()
+        .then_undone([]);
+}
+
+#[test]
+fn what_is_resolved_stays_so_whatever_still_comes() {
+    let resolved = || booked().resolved(Outcome::Completed, "the guest travels");
+    resolved().fails("hotel", StepError::unknown("no answer")).then_resolved(Outcome::Completed);
+    resolved().is_interrupted().then_resolved(Outcome::Completed);
+    resolved().succeeds("hotel", 3).then_resolved(Outcome::Completed).passes(MINUTE).then_resolved(Outcome::Completed);
+}
+
+#[test]
+fn steps_that_changed_their_order_hold_nothing_up() {
+    let now = DateTime::UNIX_EPOCH;
+    let tell = |plan: &Plan, state: &State, input| decide(plan, state, input, now).unwrap().1;
+    let done = |step: &str| Input::Succeeded { step: step.into(), output: json!(null) };
+    let plan = without(&["hotel", "flight", "payment", "pause"]);
+    let mut other = without(&["hotel", "flight", "payment", "pause"]);
+    let state = tell(&plan, &State::default(), Input::Start { definition: 1, input: json!(3) });
+    assert_eq!(state.current().map(|step| step.name.as_str()).collect::<Vec<_>>(), ["ticket"]);
+    other.stages.rotate_left(1);
+    assert_eq!(tell(&other, &state, done("ticket")).phase, Phase::Completed);
 }
 
 #[test]

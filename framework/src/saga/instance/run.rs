@@ -1,0 +1,347 @@
+//! An instance that is run: what there is to do is done, what comes of it is told, and then it is given up until it is due.
+
+use super::{super::state::StepState, *};
+
+/// How something ended that was under way.
+enum Landed {
+    Told(Input),
+    /// It was not begun: the target is not called, for so long.
+    Postponed(&'static str, Duration),
+}
+
+type Flights = FuturesUnordered<BoxFuture<'static, (&'static str, What, Landed)>>;
+
+impl Instance {
+    /// Runs it as far as there is something to do.
+    pub(crate) async fn run(mut self, interrupted: bool) {
+        // Nothing is lost by asking once more whose it is.
+        if self.doubted && !self.is_still_held().await {
+            return;
+        }
+        if self.version == Version::NONE {
+            while let Err(error) = self.catch_up().await {
+                if matches!(error, StoreError::Closed) || self.runtime.stop.is_cancelled() {
+                    return;
+                }
+                tracing::warn!(stream = %self.stream, %error, "an instance of a saga cannot be read; tried again");
+                sleep(PAUSE).await;
+            }
+        }
+        if let Some(error) = self.broken.clone() {
+            self.tell_surely(Input::Broken { step: None, reason: unreadable(&error) }, 0).await;
+            if self.held {
+                self.release().await;
+            }
+            return;
+        }
+        if interrupted && self.tell_surely(Input::Interrupted, 0).await.is_none() {
+            return;
+        }
+        let mut flights = Flights::new();
+        let mut flying: HashSet<(&'static str, What)> = HashSet::new();
+        loop {
+            if self.doubted && !self.is_still_held().await {
+                // Somebody else goes on with it. What is under way here is told of when it comes: with the same key.
+                while let Some((_, _, landed)) = flights.next().await {
+                    if let Landed::Told(input) = landed {
+                        let _ = self.tell(input, Writer::Other, &Cause::default()).await;
+                    }
+                }
+                return;
+            }
+            let (stopping, paused) = (self.runtime.stop.is_cancelled(), self.runtime.is_paused(self.definition.name()));
+            if !stopping && !paused && self.begin(&mut flights, &mut flying).await.is_none() {
+                return;
+            }
+            if flying.is_empty() {
+                if !self.held || self.release().await {
+                    return;
+                }
+                self.postponed.clear();
+                continue;
+            }
+            let now = self.runtime.now();
+            let wakes = wakes_at(self.plan(), &self.state, now);
+            let pause = wakes.map_or(Duration::from_secs(3600), |at| (at - now).to_std().unwrap_or_default());
+            let input = tokio::select! {
+                Some((step, what, landed)) = flights.next() => {
+                    flying.remove(&(step, what));
+                    match landed {
+                        Landed::Told(input) => input,
+                        Landed::Postponed(target, wait) => {
+                            let until = later(self.runtime.now(), wait);
+                            self.postponed.insert((step, what), (target, until));
+                            continue;
+                        }
+                    }
+                }
+                () = sleep(pause), if wakes.is_some() => Input::Tick,
+            };
+            if self.tell_surely(input, flying.len()).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Begins what there is to do and is not under way. None once the app ends.
+    async fn begin(&mut self, flights: &mut Flights, flying: &mut HashSet<(&'static str, What)>) -> Option<()> {
+        loop {
+            let now = self.runtime.now();
+            let plan = self.definition.clone();
+            // What was never tried, and is not to be any more: its time is over, or the saga undoes.
+            let is_late = |step: &&StepState| {
+                let is_call = plan.plan().step(&step.name).is_some_and(|it| !matches!(it.kind, Kind::Wait { .. }));
+                let is_over = self.state.phase == Phase::Undoing || step.deadline_at <= now;
+                let here = flying.iter().any(|(name, _)| *name == step.name);
+                is_call && is_over && step.progress == Progress::Running && step.unknown == 0 && !here
+            };
+            let late = self.state.current().find(is_late).map(|step| step.name.clone());
+            if let Some(step) = late {
+                let error = "it was given up before it was tried".into();
+                let failure = Failure { kind: FailureKind::Transient, error, retry_after: None };
+                self.tell_surely(Input::Failed { step, failure }, flying.len()).await?;
+                continue;
+            }
+            if wakes_at(self.plan(), &self.state, now).is_some_and(|at| at <= now) {
+                let before = self.version;
+                self.tell_surely(Input::Tick, flying.len()).await?;
+                if self.version != before {
+                    continue;
+                }
+            }
+            let mut next = effects(plan.plan(), &self.state, now).into_iter();
+            let Some(effect) = next.find(|effect| {
+                let key = (effect.step, effect.what);
+                !flying.contains(&key) && !self.postponed.contains_key(&key)
+            }) else {
+                return Some(());
+            };
+            if self.doubted {
+                return Some(());
+            }
+            if plan.commits(effect.step, effect.what) {
+                self.commit(&effect, flying.len()).await?;
+                continue;
+            }
+            let call = self.call(&effect)?;
+            // The closures are the application's: what they do before they wait may panic.
+            let attempt = guarded(|| plan.attempt(effect.step, effect.what, call));
+            let attempt = match attempt {
+                Ok(Ok(attempt)) => attempt,
+                Ok(Err(reason)) => {
+                    let step = Some(effect.step.to_owned());
+                    self.tell_surely(Input::Broken { step, reason }, flying.len()).await?;
+                    continue;
+                }
+                Err(panic) => {
+                    let panic = StepError::unknown(panic);
+                    Box::pin(async move { Err(panic) })
+                }
+            };
+            flying.insert((effect.step, effect.what));
+            let planned = plan.plan().step(effect.step);
+            let (limit, target) = planned.map_or((PAUSE, None), |planned| (planned.attempt_timeout, planned.target));
+            let breakers = self.runtime.breakers.clone();
+            flights.push(Box::pin(async move {
+                let (step, what) = (effect.step, effect.what);
+                let admitted = match &target {
+                    None => None,
+                    Some(target) => match breakers.admit(target).await {
+                        Ok(admitted) => Some(admitted),
+                        Err(wait) => return (step, what, Landed::Postponed(target.name, wait)),
+                    },
+                };
+                let input = try_once(effect, attempt, limit).await;
+                if let Some(admitted) = admitted {
+                    admitted.end(failure_of(&input));
+                }
+                (step, what, Landed::Told(input))
+            }));
+        }
+    }
+
+    fn call(&self, effect: &Effect) -> Option<Call> {
+        let options = Options {
+            correlation_id: self.correlation_id,
+            causation_id: self.cause(),
+            traceparent: self.traceparent.clone(),
+            ..Options::default()
+        };
+        Some(Call {
+            id: Id::from(self.stream.id()),
+            key: key(self.started, effect),
+            attempt: effect.attempt,
+            now: self.runtime.now(),
+            state: Arc::new(self.state.clone()),
+            app: self.runtime.app()?,
+            options,
+        })
+    }
+
+    /// Executes a command that commits together with its step. None once the app ends.
+    async fn commit(&mut self, effect: &Effect, under_way: usize) -> Option<()> {
+        let now = self.runtime.now();
+        let step = effect.step.to_owned();
+        let input = match effect.what {
+            What::Undo => Input::Undone { step: step.clone() },
+            _ => Input::Succeeded { step: step.clone(), output: Value::Null },
+        };
+        let decided = decide(self.plan(), &self.state, input, now);
+        let (events, state) = decided.ok()?;
+        let append = match self.append(&events) {
+            Ok(append) => append,
+            Err(error) => {
+                let reason = format!("what happens cannot be recorded: {error}");
+                return self.tell_surely(Input::Broken { step: Some(step), reason }, under_way).await;
+            }
+        };
+        let ids: Vec<Uuid> = append.events.iter().map(|event| event.event_id).collect();
+        let row = self.row(&state, Writer::Owner { under_way }, now);
+        let held = row.owner.is_some();
+        let (written, call) = (Along { append, row }, self.call(effect)?);
+        self.runtime.write_point().ok()?;
+        let command = guarded(|| self.definition.command(effect.step, effect.what, call, written));
+        let command = match command {
+            Ok(Ok(command)) => command,
+            Ok(Err(reason)) => {
+                return self.tell_surely(Input::Broken { step: Some(step), reason }, under_way).await;
+            }
+            Err(panic) => {
+                let panic = StepError::transient(panic);
+                Box::pin(async move { Err(NotCommitted::Failed(panic)) })
+            }
+        };
+        let running = tokio::spawn(command);
+        let failure = match AbortOnDropHandle::new(running).await {
+            Ok(Ok(())) => {
+                self.runtime.write_point().ok()?;
+                self.version = Version::new(self.version.get() + events.len() as i64);
+                self.accept(&events, &ids, state, held);
+                return Some(());
+            }
+            Ok(Err(NotCommitted::Overtaken)) => {
+                self.doubted = true;
+                let _ = self.catch_up().await;
+                return Some(());
+            }
+            // The stream knows: if it was not written, it is decided again.
+            Ok(Err(NotCommitted::Unknown)) => {
+                sleep(PAUSE).await;
+                let _ = self.catch_up().await;
+                return Some(());
+            }
+            Ok(Err(NotCommitted::Failed(error))) => error,
+            Err(error) if error.is_panic() => {
+                StepError::transient(format!("the step panicked: {}", message(error.into_panic())))
+            }
+            Err(_) => return None,
+        };
+        let failure = failure.into();
+        let input = match effect.what {
+            What::Undo => Input::UndoFailed { step, failure },
+            _ => Input::Failed { step, failure },
+        };
+        self.tell_surely(input, under_way).await
+    }
+
+    /// Gives it up until it is due; or not, if something has happened to it meanwhile.
+    async fn release(&mut self) -> bool {
+        let now = self.runtime.now();
+        let to_do = !effects(self.plan(), &self.state, now).is_empty();
+        let mut due_at = if to_do { Some(now) } else { wakes_at(self.plan(), &self.state, now) };
+        let mut waits_for = None;
+        if let Some((target, until)) = self.postponed.values().min_by_key(|(_, until)| *until) {
+            // Not all at once: the first one that calls there decides for all.
+            let spread = self.started.as_u128() as u64 % 1_000;
+            let until = later(*until, (*until - now).to_std().unwrap_or_default().mul_f64(spread as f64 / 4_000.0));
+            let wakes = wakes_at(self.plan(), &self.state, now);
+            (due_at, waits_for) = (Some(wakes.map_or(until, |at| at.min(until))), Some(*target));
+        }
+        loop {
+            let store = &self.runtime.store;
+            let releasing = store.inner.sql.release_saga.query();
+            let releasing = releasing
+                .bind(self.stream.as_str())
+                .bind(self.runtime.process)
+                .bind(self.version.get())
+                .bind(due_at)
+                .bind(waits_for);
+            match store.inner.reads.execute("release an instance of a saga", releasing).await {
+                Ok(1..) => return true,
+                Ok(0) => {
+                    self.doubted = true;
+                    while let Err(error) = self.catch_up().await {
+                        if matches!(error, StoreError::Closed) || self.runtime.stop.is_cancelled() {
+                            return true;
+                        }
+                        sleep(PAUSE).await;
+                    }
+                    return false;
+                }
+                Err(StoreError::Closed) => return true,
+                Err(error) => {
+                    tracing::warn!(stream = %self.stream, %error, "an instance of a saga cannot be released; tried again");
+                    if self.runtime.stop.is_cancelled() {
+                        return true;
+                    }
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Whether it is still this process's to run.
+    async fn is_still_held(&mut self) -> bool {
+        loop {
+            let store = &self.runtime.store;
+            let asking = store.inner.sql.read_saga.query().bind(self.stream.as_str());
+            match store.inner.reads.optional("read who runs a saga", asking).await {
+                Ok(row) => {
+                    let owner: Option<Uuid> = row.and_then(|row| sqlx::Row::get(&row, 0));
+                    let mine = owner == Some(self.runtime.process);
+                    (self.doubted, self.held) = (false, mine);
+                    return mine;
+                }
+                Err(StoreError::Closed) => return false,
+                Err(_) => sleep(PAUSE).await,
+            }
+        }
+    }
+}
+
+/// What of an attempt is a failure of whoever was called: an answer is none, whatever it says.
+fn failure_of(input: &Input) -> Option<&str> {
+    match input {
+        Input::Failed { failure, .. } | Input::NotAnswered { failure, .. } | Input::UndoFailed { failure, .. } => {
+            (failure.kind != FailureKind::Business).then_some(&*failure.error)
+        }
+        _ => None,
+    }
+}
+
+/// Runs an attempt to its end, however it ends.
+async fn try_once(
+    effect: Effect,
+    attempt: BoxFuture<'static, Result<Option<Value>, StepError>>,
+    limit: Duration,
+) -> Input {
+    let mut task = AbortOnDropHandle::new(tokio::spawn(attempt));
+    let result = match timeout(limit, &mut task).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(error)) if error.is_panic() => {
+            Err(StepError::unknown(format!("the step panicked: {}", message(error.into_panic()))))
+        }
+        Ok(Err(_)) => Err(StepError::unknown("the step was cut off")),
+        Err(_) => Err(StepError::unknown(format!("no answer within {limit:?}"))),
+    };
+    let step = effect.step.to_owned();
+    match (effect.what, result) {
+        (What::Run, Ok(output)) => Input::Succeeded { step, output: output.unwrap_or_default() },
+        (What::Run, Err(error)) => Input::Failed { step, failure: error.into() },
+        (What::Ask, Ok(Some(output))) => Input::Succeeded { step, output },
+        (What::Ask, Ok(None)) => Input::NotDone { step },
+        (What::Ask, Err(error)) => Input::NotAnswered { step, failure: error.into() },
+        (What::Undo, Ok(_)) => Input::Undone { step },
+        (What::Undo, Err(error)) => Input::UndoFailed { step, failure: error.into() },
+    }
+}
