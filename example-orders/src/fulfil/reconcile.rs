@@ -186,10 +186,10 @@ impl Told {
     fn take(&mut self, event: &SagaEvent) -> Result<(), BoxError> {
         match event {
             SagaEvent::SagaStarted { input, .. } => self.products = products(&ToFulfil::deserialize(input)?.lines),
-            SagaEvent::StepCompleted { step, output } if step == "pay" => {
+            SagaEvent::StepCompleted { step, output, .. } if step == "pay" => {
                 self.charge = Some(Charge::deserialize(output)?);
             }
-            SagaEvent::StepCompleted { step, output } if step == "ship" => {
+            SagaEvent::StepCompleted { step, output, .. } if step == "ship" => {
                 self.shipment = Some(Shipment::deserialize(output)?);
             }
             SagaEvent::StepUndone { step } if step == "pay" => self.refunded = true,

@@ -211,7 +211,7 @@ fn listed(instances: &[SagaInstance], now: DateTime<Utc>) -> Table {
 fn summed<'a>(all: impl Iterator<Item = (&'a str, &'a SagaCounts)>) -> Table {
     let mut table = table(["saga", "running", "completed", "compensated", "stuck"]);
     for (saga, counts) in all {
-        let SagaCounts { running, completed, compensated, stuck } = *counts;
+        let SagaCounts { running, completed, compensated, stuck, .. } = *counts;
         let [running, completed, compensated, stuck] =
             [running, completed, compensated, stuck].map(|number| count(number as i64));
         table.add_row([saga.to_owned(), running, completed, compensated, stuck]);
