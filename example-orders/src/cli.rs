@@ -1,11 +1,19 @@
 //! What can be typed.
 
-use std::path::PathBuf;
+mod sagas;
+
+use std::{path::PathBuf, time::Duration};
 
 use annals::{By, DeadLetters, Position};
 use clap::{Args, Parser, Subcommand};
 
-use crate::{login, shop::Role};
+pub(crate) use sagas::{BreakerCommand, Instance, SagaCommand};
+
+use crate::{
+    gateway::{self, Switches},
+    login,
+    shop::Role,
+};
 
 /// Where the private Postgres is when nobody says where.
 pub(crate) const DATA_DIR: &str = ".data";
@@ -79,6 +87,103 @@ pub(crate) enum Command {
     /// paused or halted does once it is resumed. What is discarded then is left out: the good event behind it takes effect, and
     /// the order is in the read models.
     PlantPoison,
+    /// Looks after sagas: what runs, what is stuck, and what is done about it.
+    ///
+    /// It works beside the processes that run them, and runs none itself: `work` does.
+    #[command(subcommand)]
+    Sagas(SagaCommand),
+    /// Looks after the circuit breakers of processes that run sagas: whom they leave alone because it fails.
+    #[command(subcommand)]
+    Breakers(BreakerCommand),
+    /// Moves money from one account to another, and shows how. An account that is new begins with $1,000.00.
+    ///
+    /// What was begun before is finished first; without arguments that is all. Exit code 1 when the money did not arrive.
+    Transfer {
+        /// Whose money it is.
+        #[arg(requires = "to")]
+        from: Option<String>,
+        /// Who gets it.
+        #[arg(requires = "cents")]
+        to: Option<String>,
+        /// How much, in cents.
+        #[arg(value_parser = cents)]
+        cents: Option<i64>,
+        /// Ends this process between the debit and the credit, as if it were killed.
+        #[arg(long, requires = "from")]
+        crash: bool,
+    },
+    /// Places random orders in the online shop, has them fulfilled, and compares the log with the gateway's books and the stock.
+    ///
+    /// It starts a gateway of its own, with these switches, and processes that run the sagas. Exit code 1 when anything does not
+    /// agree.
+    Fulfil {
+        /// How many orders.
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = number::<1_000_000>)]
+        count: usize,
+        /// How many processes run the sagas.
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = number::<64>)]
+        processes: usize,
+        /// How often one of them is killed with SIGKILL, and started again.
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        kill_every: Option<Duration>,
+        #[command(flatten)]
+        switches: Switches,
+        /// Ends with one line of JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compares what the log says with the gateway's books, order by order and to the cent, and with the stock. Exit code 1 when
+    /// anything does not agree.
+    Reconcile {
+        /// Where the gateway is; without it, the one whose books `fulfil` left.
+        #[arg(long, value_name = "URL")]
+        gateway: Option<String>,
+        /// One line of JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Runs the sagas, what they left undone first, until it is stopped.
+    ///
+    /// Several may run at once, and any may be killed: another goes on with what it ran. Orders of the online shop that are placed
+    /// meanwhile are fulfilled.
+    Work {
+        #[command(flatten)]
+        gateway: At,
+        #[command(flatten)]
+        life: Life,
+    },
+    /// Takes payments and books shipments, over HTTP: what the shop calls outside. Says where it listens once it is ready.
+    ///
+    /// Its books are a file of its own, which survives it. `GET /ledger` shows them; `GET` and `PUT /switches` show and set what
+    /// goes wrong, while it runs. Requests that change something carry an `Idempotency-Key`, and are carried out once for it.
+    Gateway {
+        /// Where it listens; 0 for any port that is free.
+        #[arg(long, value_name = "N", default_value_t = gateway::DEFAULT_PORT)]
+        port: u16,
+        /// The folder of its books.
+        #[arg(long, value_name = "FOLDER", default_value = ".gateway")]
+        data: PathBuf,
+        #[command(flatten)]
+        switches: Switches,
+        #[command(flatten)]
+        life: Life,
+    },
+}
+
+/// How long a process lives.
+#[derive(Debug, Args)]
+pub(crate) struct Life {
+    /// Ends when its standard input does, so that it does not outlive whoever started it.
+    #[arg(long, hide = true)]
+    pub(crate) attached: bool,
+}
+
+/// Where the gateway is.
+#[derive(Debug, Args)]
+pub(crate) struct At {
+    /// Where the gateway is that takes payments and books shipments.
+    #[arg(long = "gateway", value_name = "URL", default_value = gateway::DEFAULT_URL)]
+    pub(crate) url: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -270,12 +375,21 @@ pub(crate) struct Signature {
 /// Who does it, and why, which must be given.
 #[derive(Debug, Args)]
 pub(crate) struct Reasoned {
-    /// Why. It must be given, and stays with the events.
+    /// Why. It must be given, and is recorded.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
     /// Who; the login name without it.
     #[arg(long, value_name = "WHO")]
     by: Option<String>,
+}
+
+impl Reasoned {
+    fn check(&self) -> Result<(), String> {
+        match self.reason.as_deref().map(str::trim) {
+            None | Some("") => Err("nothing was done: say why with --reason TEXT, which is recorded".into()),
+            Some(_) => Ok(()),
+        }
+    }
 }
 
 impl From<Signature> for By {
@@ -311,6 +425,27 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
+fn cents(text: &str) -> Result<i64, String> {
+    match text.replace(',', "").parse() {
+        Ok(cents) if cents > 0 => Ok(cents),
+        _ => Err("an amount is a whole number of cents, from 1 on".into()),
+    }
+}
+
+fn number<const MOST: usize>(text: &str) -> Result<usize, String> {
+    match text.replace(',', "").parse() {
+        Ok(number) if (1..=MOST).contains(&number) => Ok(number),
+        _ => Err(format!("a number is a whole one from 1 to {MOST}")),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) if (0.1..=86_400.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("a time is a number of seconds from 0.1 on".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -330,6 +465,16 @@ mod tests {
         assert!(["0", "-1", "inf", "NaN", "fast"].iter().all(|text| pace(text).is_err()));
         assert_eq!(["0.1", "10,000"].map(rate), [Ok(0.1), Ok(10_000.0)]);
         assert!(["0", "0.09", "-1", "10001", "inf", "NaN", "fast"].iter().all(|text| rate(text).is_err()));
+    }
+
+    #[test]
+    fn amounts_numbers_and_times_are_what_they_say() {
+        assert_eq!(cents("1,000"), Ok(1_000));
+        assert!(["0", "-1", "1.5", "x"].iter().all(|text| cents(text).is_err()));
+        assert_eq!(number::<10>("10"), Ok(10));
+        assert!(["0", "11", "-1", "x"].iter().all(|text| number::<10>(text).is_err()));
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        assert!(["0", "-1", "inf", "NaN"].iter().all(|text| seconds(text).is_err()));
     }
 
     #[test]

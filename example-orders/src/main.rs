@@ -10,39 +10,59 @@
 //! cargo run -p example-orders -- dead-letters discard order_search --event POSITION --reason "not an order"
 //! cargo run -p example-orders -- projections verify # what is shown is what the log makes of it
 //! ```
+//!
+//! Orders of the online shop are fulfilled by a saga, with a gateway that is a process of its own and may fail; `transfer` moves
+//! money between accounts by another. Processes that run them may be killed at any moment:
+//!
+//! ```sh
+//! cargo run -p example-orders -- fulfil --count 1000 --declined 0.1 --lost 0.02 --processes 2 --kill-every 4
+//! cargo run -p example-orders -- fulfil --count 5 --shipments-refused 1 --refunds-refused 1  # some that need an operator
+//! cargo run -p example-orders -- sagas list --state stuck      # what happened to them: sagas show fulfilment ORDER
+//! cargo run -p example-orders -- reconcile                     # the log, the gateway's books and the stock agree
+//! cargo run -p example-orders -- transfer ada bob 2500 --crash # ends half-way; `transfer` finishes it
+//! ```
 
+mod account;
 mod cli;
 mod figures;
+mod fulfil;
+mod gateway;
 mod import;
 mod login;
 mod operate;
 mod order;
 mod read_models;
 mod report;
+mod sagas;
 mod say;
 mod shop;
 mod signals;
+mod stock;
 mod tables;
 #[cfg(test)]
 mod tests;
 mod tour;
 mod trade;
+mod transfer;
 mod typed;
 mod watch;
 
 use std::{error::Error, path::Path, process::ExitCode};
 
-use annals::BoxError;
+use annals::{BoxError, Saga};
 use clap::Parser;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::{Cli, Command},
+    gateway::{Client, DEFAULT_URL},
     import::{Ending, Import, Source},
     report::Totals,
+    sagas::{Sagas, Transfer},
     say::{is_unread, note, say, say_if_read},
     shop::{Role, Shop},
     signals::until,
+    transfer::Asked,
 };
 
 /// A third of what an import itself computes goes into memory with the system's allocator, less with this one.
@@ -72,40 +92,101 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
     match cli.command {
         None => {
             let work = async |shop: &Shop| tour::run(shop, data_dir, &stop).await.map(|()| ExitCode::SUCCESS);
-            in_shop(data_dir, Role::Shop, &stop, work).await
+            in_shop(data_dir, Role::Shop, Some(&Sagas::known()?), &stop, work).await
         }
         Some(Command::Report { json }) => {
             let work = async |shop: &Shop| until(&stop, report(shop, json)).await.map(|_| ExitCode::SUCCESS);
-            in_shop(data_dir, Role::Shop, &stop, work).await
+            in_shop(data_dir, Role::Shop, None, &stop, work).await
         }
         Some(Command::Import { file, json, rejections }) => {
             let source = Source::open(&file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
             let import = Import::open(source, rejections.as_deref())?;
-            in_shop(data_dir, Role::Shop, &stop, async |shop| self::import(shop, import, json, &stop).await).await
+            in_shop(data_dir, Role::Shop, None, &stop, async |shop| self::import(shop, import, json, &stop).await).await
         }
         Some(Command::Projections(command)) => {
             let role = command.role();
             let work = async |shop: &Shop| operate::projections(shop, data_dir, command, &stop).await;
-            in_shop(data_dir, role, &stop, work).await
+            in_shop(data_dir, role, None, &stop, work).await
         }
         Some(Command::DeadLetters(command)) => {
             command.check()?;
             let role = command.role();
             let work = async |shop: &Shop| unless_stopped(&stop, role, operate::letters(shop, data_dir, command)).await;
-            in_shop(data_dir, role, &stop, work).await
+            in_shop(data_dir, role, None, &stop, work).await
         }
         Some(Command::Trade { rate, seconds, json }) => {
             let work =
                 async |shop: &Shop| trade::run(shop, rate, seconds, json, &stop).await.map(|()| ExitCode::SUCCESS);
-            in_shop(data_dir, Role::Shop, &stop, work).await
+            in_shop(data_dir, Role::Shop, None, &stop, work).await
         }
         Some(Command::Replay(command)) => operate::replay(data_dir, command, &stop).await,
+        Some(Command::Gateway { port, data, switches, life }) => {
+            if life.attached {
+                signals::stop_with_input(&stop);
+            }
+            gateway::run(port, &data, switches, &stop).await
+        }
+        Some(Command::Sagas(command)) => {
+            command.check()?;
+            let sagas = Sagas::known()?;
+            let role = Role::Onlooker;
+            let work = async |shop: &Shop| {
+                until(&stop, operate::sagas(shop, data_dir, command)).await.map(|_| ExitCode::SUCCESS)
+            };
+            in_shop(data_dir, role, Some(&sagas), &stop, work).await
+        }
+        Some(Command::Breakers(command)) => {
+            command.check()?;
+            let work = async |shop: &Shop| {
+                let done = until(&stop, operate::breakers(shop.app.store(), data_dir, command)).await;
+                done.map(|_| ExitCode::SUCCESS)
+            };
+            in_shop(data_dir, Role::Onlooker, None, &stop, work).await
+        }
+        Some(Command::Transfer { from, to, cents, crash }) => {
+            let sagas = Sagas { gateway: Client::new(DEFAULT_URL)?, runs: &[Transfer::NAME], crash };
+            let asked = match (from, to, cents) {
+                (Some(from), Some(to), Some(cents)) => Some(Asked { from, to, cents, crash }),
+                _ => None,
+            };
+            let role = Role::Onlooker;
+            let work = async |shop: &Shop| unless_stopped(&stop, role, transfer::run(&shop.app, data_dir, asked)).await;
+            in_shop(data_dir, role, Some(&sagas), &stop, work).await
+        }
+        Some(Command::Fulfil { count, processes, kill_every, switches, json }) => {
+            let sagas = Sagas::known()?;
+            let (role, asked) = (Role::Onlooker, fulfil::Asked { count, processes, kill_every, switches, json });
+            let work = async |shop: &Shop| unless_stopped(&stop, role, fulfil::run(shop, data_dir, asked)).await;
+            in_shop(data_dir, role, Some(&sagas), &stop, work).await
+        }
+        Some(Command::Reconcile { gateway, json }) => {
+            let sagas = Sagas::known()?;
+            let role = Role::Onlooker;
+            let work = async |shop: &Shop| {
+                unless_stopped(&stop, role, fulfil::compare(shop, data_dir, gateway.as_deref(), json)).await
+            };
+            in_shop(data_dir, role, Some(&sagas), &stop, work).await
+        }
+        Some(Command::Work { gateway, life }) => {
+            if life.attached {
+                signals::stop_with_input(&stop);
+            }
+            let sagas = Sagas { gateway: Client::new(&gateway.url)?, runs: &sagas::ALL, crash: false };
+            in_shop(data_dir, Role::Onlooker, Some(&sagas), &stop, async |_| work(&stop).await).await
+        }
         Some(Command::PlantPoison) => {
             let role = Role::Operator;
             let work = async |shop: &Shop| unless_stopped(&stop, role, operate::plant(shop, data_dir)).await;
-            in_shop(data_dir, role, &stop, work).await
+            in_shop(data_dir, role, None, &stop, work).await
         }
     }
+}
+
+/// Runs the sagas until `stop`: the app does, and whoever started the process is told that it does.
+async fn work(stop: &CancellationToken) -> Result<ExitCode, BoxError> {
+    say("running sagas")?;
+    stop.cancelled().await;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Lets `work` end, or drops it when `stop` asks for an end, which is none of its failures.
@@ -121,10 +202,11 @@ async fn unless_stopped(
 async fn in_shop(
     data_dir: &Path,
     role: Role,
+    sagas: Option<&Sagas>,
     stop: &CancellationToken,
     work: impl AsyncFnOnce(&Shop) -> Result<ExitCode, BoxError>,
 ) -> Result<ExitCode, BoxError> {
-    let Some(shop) = until(stop, Shop::open(data_dir, role)).await? else { return Ok(role.stopped()) };
+    let Some(shop) = until(stop, Shop::open(data_dir, role, sagas)).await? else { return Ok(role.stopped()) };
     let outcome = tokio::select! {
         outcome = work(&shop) => outcome,
         never = shop.watch() => match never {},

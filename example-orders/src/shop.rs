@@ -1,16 +1,20 @@
 //! The running shop: its database, its store, its app.
 
-use std::{convert::Infallible, path::Path, process::ExitCode};
+use std::{convert::Infallible, path::Path, pin::pin, process::ExitCode};
 
 use annals::{
-    Annals, App, BoxError, Builder, Config, Follow, StoreError,
+    Aggregate, Annals, App, BoxError, Builder, Config, Follow, Id, ReadStream, StoreError, StreamId,
     embedded::{self, Database},
 };
+use futures::TryStreamExt;
 
 use crate::{
+    account::Account,
     order::Order,
     read_models::{self, CustomerSpend, DepartmentSales, OpenOrder, OrderSearch},
+    sagas::Sagas,
     signals::INTERRUPTED,
+    stock::Stock,
     watch, with_causes,
 };
 
@@ -49,9 +53,9 @@ impl Shop {
     ///
     /// # Errors
     /// There is no server, or it cannot be used; each error says what to do.
-    pub(crate) async fn open(data_dir: &Path, role: Role) -> Result<Self, BoxError> {
+    pub(crate) async fn open(data_dir: &Path, role: Role, sagas: Option<&Sagas>) -> Result<Self, BoxError> {
         let database = database(data_dir).await?;
-        match start(database.url(), role).await {
+        match start(database.url(), role, sagas).await {
             Ok((app, runs)) => Ok(Self { app, runs, database }),
             Err(error) => {
                 let error = cannot_use(&database, error);
@@ -81,18 +85,26 @@ impl Shop {
     }
 }
 
-/// Connects to the database at `url` and starts the app on it. Returns whether it runs read models, too.
+/// Connects to the database at `url` and starts the app on it, with its sagas if they are given: only then they begin and go on
+/// here. Returns whether it runs read models, too.
 ///
 /// # Errors
 /// The database does not answer, or the store in it is not one that this program can use.
-pub(crate) async fn start(url: &str, role: Role) -> Result<(App, bool), BoxError> {
+pub(crate) async fn start(url: &str, role: Role, sagas: Option<&Sagas>) -> Result<(App, bool), BoxError> {
     let store = connect(url, true).await?;
     let runs = match role {
         Role::Shop => true,
         Role::Operator => !is_run_elsewhere(&store).await?,
         Role::Onlooker => false,
     };
-    let app = app(&store).follow(if runs { Follow::All } else { Follow::Nothing }).start().await?;
+    let mut follow: Vec<&str> = if runs { read_models::ALL.iter().map(|(name, _)| *name).collect() } else { vec![] };
+    let mut app = app(&store);
+    if let Some(sagas) = sagas {
+        app = sagas.register(app);
+        follow.extend(sagas.runs);
+    }
+    let follow = follow.into_iter().map(Into::into).collect();
+    let app = app.follow(Follow::Only(follow)).start().await?;
     Ok((app, runs))
 }
 
@@ -101,6 +113,8 @@ pub(crate) fn app(store: &Annals) -> Builder {
     store
         .app()
         .aggregate::<Order>()
+        .aggregate::<Stock>()
+        .aggregate::<Account>()
         .view::<CustomerSpend>()
         .view::<DepartmentSales>()
         .view::<OpenOrder>()
@@ -144,6 +158,30 @@ async fn is_run_elsewhere(store: &Annals) -> Result<bool, StoreError> {
     };
     let mut owners = lag.iter().filter_map(|lag| lag.owner.as_ref()).peekable();
     Ok(read_models::ALL.iter().all(is_run) && owners.peek().is_some() && owners.all(|(_, pid)| is_there(*pid)))
+}
+
+/// Whether a process that is alive runs the saga `name`, as far as is known.
+///
+/// # Errors
+/// Postgres cannot be asked.
+pub(crate) async fn is_run(store: &Annals, name: &str) -> Result<bool, StoreError> {
+    let lag = store.followers().lag().await?;
+    let mut owners = lag.iter().filter(|lag| lag.follower == name).filter_map(|lag| lag.owner.as_ref());
+    Ok(owners.any(|(_, pid)| is_there(*pid)))
+}
+
+/// An aggregate as its events make it.
+///
+/// # Errors
+/// Its stream cannot be read.
+pub(crate) async fn fold<A: Aggregate>(app: &App, id: impl Into<Id>) -> Result<A, BoxError> {
+    let stream = StreamId::of(A::TYPE, id)?;
+    let mut events = pin!(app.store().read_stream(&stream, ReadStream::default()));
+    let mut state = A::default();
+    while let Some(stored) = events.try_next().await? {
+        state.apply(&app.decode::<A::Event>(&stored)?.event);
+    }
+    Ok(state)
 }
 
 /// Whether a process is there: one that was killed counts as an owner for a few seconds more. One of another machine is not.

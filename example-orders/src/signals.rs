@@ -1,6 +1,6 @@
 //! Ctrl-C and SIGTERM: the first asks for an end in good order, the second ends at once.
 
-use std::thread;
+use std::{io, thread};
 
 use annals::BoxError;
 use tokio::{
@@ -44,6 +44,15 @@ pub(crate) fn stop() -> Result<CancellationToken, BoxError> {
         });
     });
     Ok(stop)
+}
+
+/// Cancels `stop` when standard input ends: whoever holds its other end is gone, or wants an end.
+pub(crate) fn stop_with_input(stop: &CancellationToken) {
+    let stop = stop.clone();
+    thread::spawn(move || {
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        stop.cancel();
+    });
 }
 
 /// Lets `work` end, or drops it and answers with none when `stop` asks for an end.

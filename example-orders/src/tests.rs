@@ -22,7 +22,7 @@ const SAMPLE: &str = include_str!("../data/orders-sample.csv");
 
 async fn open() -> (App, TestDatabase) {
     let database = database().await;
-    (shop::start(database.url(), Role::Shop).await.unwrap().0, database)
+    (shop::start(database.url(), Role::Shop, None).await.unwrap().0, database)
 }
 
 async fn import(app: &App, text: impl AsRef<[u8]> + Send + 'static) -> Summary {

@@ -1,4 +1,4 @@
-//! A tour: real orders become events and read models, then one order is lived through.
+//! A tour: real orders become events and read models, one order is lived through, and three are fulfilled.
 
 use std::path::Path;
 
@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     figures::{count, dollars},
+    fulfil,
     import::{Ending, Import, Source},
     order::{CustomerId, Line, Order, OrderCommand, OrderError, OrderId, Sku, StoreId},
     read_models::{CustomerSpend, OpenOrder, OrderSearch},
@@ -53,6 +54,9 @@ async fn show(app: &App, data_dir: &Path) -> Result<(), BoxError> {
 
     say("4. Its history, as it will be read in ten years\n")?;
     print_history(app, id).await?;
+
+    say("5. Orders of the online shop are paid and shipped, or all of it is undone\n")?;
+    fulfil::show(app, ADA, data_dir).await?;
     print_what_next(data_dir)
 }
 
@@ -133,6 +137,8 @@ fn print_what_next(data_dir: &Path) -> Result<(), BoxError> {
         ("report", "the read models again"),
         ("import FILE.csv.gz", "orders of your own"),
         ("projections list", "how far each read model is"),
+        ("fulfil --count 100", "orders of the online shop, and whether all books agree"),
+        ("sagas list", "where each of them stands"),
         ("plant-poison", "an event that none of them can read"),
         ("--help", "everything else"),
     ] {

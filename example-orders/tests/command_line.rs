@@ -43,9 +43,14 @@ impl Drop for File {
     }
 }
 
+/// Runs it in a folder of its own, which goes with it.
 fn run(database: &TestDatabase, arguments: &[&str]) -> Output {
+    let folder = temporary("work");
+    std::fs::create_dir(&folder).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_example-orders"));
-    command.args(arguments).env("DATABASE_URL", database.url()).output().unwrap()
+    let output = command.args(arguments).env("DATABASE_URL", database.url()).current_dir(&folder).output().unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
+    output
 }
 
 /// The exit code and the last line on standard output.
@@ -148,7 +153,9 @@ async fn the_tour_can_be_taken_twice() {
         assert_eq!(answer(&output).0, Some(0), "{}", errors(&output));
         let text = String::from_utf8_lossy(&output.stdout);
         let next = "cargo run -p example-orders -- report   ";
-        for part in ["refused: the order is not confirmed yet", "nothing to do", "OrderCancelled", next] {
+        let (refused, declined) = ("refused: the order is not confirmed yet", "the order is cancelled: pay: declined");
+        let (killed, found) = ("completed; charged once, $5.98; it is on its way", "the process that ran it has ended");
+        for part in [refused, "nothing to do", "OrderCancelled", declined, killed, found, next] {
             assert!(text.contains(part), "{part} is missing in {text}");
         }
     }

@@ -52,7 +52,9 @@ pub(crate) struct Build {
 /// Postgres cannot be asked.
 pub(crate) async fn models(followers: &Followers) -> Result<Vec<Model>, StoreError> {
     let mut builds: BTreeMap<String, [Option<Build>; 3]> = BTreeMap::new();
-    for partition in followers.lag().await? {
+    // Sagas and reactors follow the log, too, and show nothing.
+    let is_model = |partition: &PartitionLag| matches!(&*partition.kind, "view" | "projector");
+    for partition in followers.lag().await?.into_iter().filter(is_model) {
         let nth = match &*partition.purpose {
             "live" => 0,
             "rebuild" => 1,

@@ -15,6 +15,8 @@ pub(crate) enum OrderCommand {
     Confirm,
     /// The goods have left.
     Ship,
+    /// The shop promises to deliver these lines, which are paid for, and the goods leave, both at once.
+    Deliver { lines: Vec<Line> },
     /// Nobody wants it any more. Possible until it is shipped.
     Cancel { reason: String },
     /// Brings over a finished order from an old system.
@@ -33,6 +35,9 @@ pub(crate) enum OrderError {
     /// Only an open order can change.
     #[error("the order is confirmed, its lines are fixed")]
     Confirmed,
+    /// What is paid for is not what is ordered.
+    #[error("the order was changed, its lines are others")]
+    Changed,
     /// Only a confirmed order is shipped.
     #[error("the order is not confirmed yet")]
     NotConfirmed,

@@ -6,22 +6,27 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// An order, the id of its stream. Real ones have 11 digits and more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub(crate) struct OrderId(pub(crate) i64);
 
 /// Whoever buys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub(crate) struct CustomerId(pub(crate) i64);
 
 /// Where it is bought.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub(crate) struct StoreId(pub(crate) i64);
 
+impl StoreId {
+    /// The shop on the web: its orders are paid by card and shipped.
+    pub(crate) const ONLINE: Self = Self(0);
+}
+
 /// What is bought.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub(crate) struct Sku(pub(crate) i64);
 

@@ -69,6 +69,16 @@ impl Aggregate for Order {
             (Self::Confirmed(there), Ship) => OrderShipped { customer: there.customer },
             (Self::Shipped, Ship) => return Ok(vec![]),
 
+            (Self::Open(there), Deliver { lines }) if there.lines == *lines => {
+                let customer = there.customer;
+                return Ok(vec![OrderConfirmed { customer }, OrderShipped { customer }]);
+            }
+            (Self::Confirmed(there), Deliver { lines }) if there.lines == *lines => {
+                OrderShipped { customer: there.customer }
+            }
+            (Self::Open(_) | Self::Confirmed(_), Deliver { .. }) => return Err(OrderError::Changed),
+            (Self::Shipped, Deliver { .. }) => return Ok(vec![]),
+
             (Self::Open(there) | Self::Confirmed(there), Cancel { reason }) => {
                 OrderCancelled { purchase: there.clone(), reason: reason.clone() }
             }
@@ -83,10 +93,16 @@ impl Aggregate for Order {
                 return Err(OrderError::OtherContents);
             }
 
-            (Self::New, ChangeLines { .. } | Confirm | Ship | Cancel { .. }) => return Err(OrderError::NotPlaced),
+            (Self::New, ChangeLines { .. } | Confirm | Ship | Deliver { .. } | Cancel { .. }) => {
+                return Err(OrderError::NotPlaced);
+            }
             (Self::Shipped, ChangeLines { .. } | Cancel { .. }) => return Err(OrderError::Shipped),
-            (Self::Cancelled, ChangeLines { .. } | Confirm | Ship) => return Err(OrderError::Cancelled),
-            (Self::Past(_), ChangeLines { .. } | Confirm | Ship | Cancel { .. }) => return Err(OrderError::Past),
+            (Self::Cancelled, ChangeLines { .. } | Confirm | Ship | Deliver { .. }) => {
+                return Err(OrderError::Cancelled);
+            }
+            (Self::Past(_), ChangeLines { .. } | Confirm | Ship | Deliver { .. } | Cancel { .. }) => {
+                return Err(OrderError::Past);
+            }
         };
         Ok(vec![event])
     }

@@ -169,3 +169,15 @@ fn a_past_order_is_finished() {
         given::<Order>([PastOrderRecorded(bread())]).when(command).then_rejected(OrderError::Past);
     }
 }
+
+#[test]
+fn what_is_paid_for_is_delivered_at_once_unless_the_order_is_another_by_now() {
+    let deliver = || Deliver { lines: bread().lines };
+    given::<Order>([OrderPlaced(bread())]).when(deliver()).then([confirmed(), shipped()]);
+    given::<Order>([OrderPlaced(bread()), confirmed()]).when(deliver()).then([shipped()]);
+    given::<Order>([OrderPlaced(bread()), confirmed(), shipped()]).when(deliver()).then_nothing();
+    let changed = LinesChanged { before: bread(), after: bread_and_milk() };
+    given::<Order>([OrderPlaced(bread()), changed]).when(deliver()).then_rejected(OrderError::Changed);
+    given::<Order>([OrderPlaced(bread()), cancelled(bread())]).when(deliver()).then_rejected(OrderError::Cancelled);
+    given::<Order>([]).when(deliver()).then_rejected(OrderError::NotPlaced);
+}

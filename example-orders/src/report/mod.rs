@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use annals::{App, BoxError, Position, StoreError, WaitError};
+use futures::future::try_join_all;
 use serde::Serialize;
 use sqlx::{PgPool, Row, query};
 
 use crate::{
     figures::{count, dollars},
     operate::models,
+    read_models,
     say::say,
     tables::table,
 };
@@ -81,7 +83,8 @@ async fn print_best(pool: &PgPool, title: &str, header: [&str; 3], sql: &'static
 pub(crate) async fn catch_up(app: &App, position: Position) -> Result<(), BoxError> {
     let mut seen = positions(app).await?;
     loop {
-        match app.wait_for_all(position, PATIENCE).await {
+        let waits = read_models::ALL.iter().map(|(name, _)| app.wait_for(name, position, PATIENCE));
+        match try_join_all(waits).await.map(drop) {
             Err(error @ WaitError::Behind { .. }) => {
                 let now = positions(app).await?;
                 if now == seen {

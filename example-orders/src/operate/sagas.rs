@@ -1,0 +1,235 @@
+//! Sagas: what there is of them, and what is done to them.
+
+use std::path::Path;
+
+use annals::{BoxError, By, SagaCounts, SagaFilter, SagaInstance, Sagas, StoreError};
+use chrono::{DateTime, Utc};
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::timeline::{Moment, timeline};
+use crate::{
+    cli::{Instance, SagaCommand},
+    figures::{count, span},
+    sagas,
+    say::{note, say},
+    shop::{Shop, is_run},
+    tables::table,
+    typed,
+};
+
+/// An instance as it is shown to programs.
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    saga: &'a str,
+    id: &'a str,
+    state: &'a str,
+    step: Option<&'a str>,
+    reason: Option<&'a str>,
+    version: u32,
+    /// Whether a process that is alive has this version of the saga.
+    is_served: bool,
+    correlation_id: Option<Uuid>,
+    owner: Option<&'a str>,
+    due_at: Option<DateTime<Utc>>,
+    waits_for: Option<&'a str>,
+    started_at: DateTime<Utc>,
+    changed_at: DateTime<Utc>,
+    age_seconds: i64,
+}
+
+/// Carries out what was typed.
+///
+/// # Errors
+/// There is no such saga or instance, what was typed does not fit it, or Postgres cannot be asked.
+pub(crate) async fn run(shop: &Shop, data_dir: &Path, command: SagaCommand) -> Result<(), BoxError> {
+    let all = shop.app.sagas();
+    match command {
+        SagaCommand::List { filter, limit, json } => {
+            let filter: SagaFilter = filter.into();
+            known(filter.saga.as_deref())?;
+            list(&all, &filter, limit, data_dir, json).await
+        }
+        SagaCommand::Summary { json } => {
+            let counts = all.summary().await?;
+            if json {
+                return Ok(say(serde_json::to_string(&counts)?)?);
+            }
+            Ok(say(summed(counts.iter().map(|(saga, counts)| (&**saga, counts))))?)
+        }
+        SagaCommand::Show { instance, json } => show(&all, &instance, json).await,
+        SagaCommand::Retry { instance, by } => {
+            let done = all.retry(known(Some(&instance.saga))?, &instance.id, &by.into()).await;
+            told(shop, data_dir, &instance, done, "goes on at once").await
+        }
+        SagaCommand::Skip { instance, step, by } => {
+            let done = all.skip(known(Some(&instance.saga))?, &instance.id, &step, &by.into()).await;
+            told(shop, data_dir, &instance, done, &format!("goes on without {step}")).await
+        }
+        SagaCommand::Resolve { instance, outcome, by } => {
+            let done = all.resolve(known(Some(&instance.saga))?, &instance.id, outcome.into(), &by.into()).await;
+            done.map_err(|error| refused(&error, data_dir))?;
+            Ok(say(format_args!("{instance} has ended: nothing more is done for it"))?)
+        }
+        SagaCommand::Cancel { instance, by } => {
+            let done = all.cancel(known(Some(&instance.saga))?, &instance.id, &by.into()).await;
+            told(shop, data_dir, &instance, done, "is called off: what it did is undone").await
+        }
+        SagaCommand::Pause { saga, by } => {
+            hold(shop, &saga, &by.into(), true).await?;
+            let resume = typed::command(data_dir, &format!("sagas resume {saga}"));
+            Ok(say(format_args!("{saga} is paused: none begins, and none goes on. It goes on with\n   {resume}"))?)
+        }
+        SagaCommand::Resume { saga, by } => {
+            hold(shop, &saga, &by.into(), false).await?;
+            Ok(say(format_args!("{saga} goes on"))?)
+        }
+    }
+}
+
+/// The name, if it is one of a saga of this shop.
+fn known(saga: Option<&str>) -> Result<&str, BoxError> {
+    match saga {
+        Some(saga) if !sagas::ALL.contains(&saga) => {
+            Err(format!("there is no saga {saga:?}: there are {}", sagas::ALL.join(", ")).into())
+        }
+        saga => Ok(saga.unwrap_or_default()),
+    }
+}
+
+async fn hold(shop: &Shop, saga: &str, by: &By, pause: bool) -> Result<(), BoxError> {
+    known(Some(saga))?;
+    let followers = shop.app.store().followers();
+    if pause {
+        followers.pause(saga, by).await?
+    } else {
+        followers.resume(saga, by).await?
+    }
+    Ok(())
+}
+
+/// Says what was done, and who goes on with it.
+async fn told(
+    shop: &Shop,
+    data_dir: &Path,
+    instance: &Instance,
+    done: Result<(), StoreError>,
+    what: &str,
+) -> Result<(), BoxError> {
+    done.map_err(|error| refused(&error, data_dir))?;
+    say(format_args!("{instance} {what}"))?;
+    if !is_run(shop.app.store(), &instance.saga).await? {
+        let work = typed::command(data_dir, "work");
+        say(format_args!("No process runs {} at present. This one does:\n   {work}", instance.saga))?;
+    }
+    Ok(())
+}
+
+fn refused(error: &StoreError, data_dir: &Path) -> BoxError {
+    match error {
+        StoreError::Unfit(why) => {
+            format!("nothing was done: {why}; `{}` shows what there is", typed::command(data_dir, "sagas list")).into()
+        }
+        error => error.to_string().into(),
+    }
+}
+
+async fn list(all: &Sagas, filter: &SagaFilter, limit: usize, data_dir: &Path, json: bool) -> Result<(), BoxError> {
+    let mut instances = all.list(filter, limit.saturating_add(1)).await?;
+    let is_cut = instances.len() > limit;
+    instances.truncate(limit);
+    let now = Utc::now();
+    if is_cut {
+        note(format_args!("there are more than {limit}: choose some, or say --limit N"));
+    }
+    if json {
+        for instance in &instances {
+            say(serde_json::to_string(&shown(instance, now))?)?;
+        }
+        return Ok(());
+    }
+    if instances.is_empty() {
+        return Ok(say("there is none")?);
+    }
+    say(format_args!("{}\n", listed(&instances, now)))?;
+    let first = instances.iter().find(|it| it.state == annals::SagaState::Stuck).or(instances.first());
+    if let Some(first) = first {
+        let show = typed::command(data_dir, &format!("sagas show {} {}", first.saga, &*first.id));
+        say(format_args!("   {show}   all that happened to it"))?;
+    }
+    Ok(())
+}
+
+fn shown(instance: &SagaInstance, now: DateTime<Utc>) -> Shown<'_> {
+    Shown {
+        saga: &instance.saga,
+        id: &instance.id,
+        state: instance.state.as_str(),
+        step: instance.step.as_deref(),
+        reason: instance.reason.as_deref(),
+        version: instance.definition,
+        is_served: instance.is_served,
+        correlation_id: instance.correlation_id,
+        owner: instance.owner.as_deref(),
+        due_at: instance.due_at,
+        waits_for: instance.waits_for.as_deref(),
+        started_at: instance.started_at,
+        changed_at: instance.changed_at,
+        age_seconds: (now - instance.started_at).num_seconds().max(0),
+    }
+}
+
+fn listed(instances: &[SagaInstance], now: DateTime<Utc>) -> Table {
+    let mut table = table(["saga", "id", "state", "step", "age", "next", "owner", "reason"]);
+    for instance in instances {
+        let next = match instance.due_at {
+            Some(at) if at > now => format!("in {}", span((at - now).as_seconds_f64())),
+            Some(_) => "now".into(),
+            None => String::new(),
+        };
+        table.add_row([
+            instance.saga.clone(),
+            instance.id.to_string(),
+            instance.state.as_str().into(),
+            instance.step.clone().unwrap_or_default(),
+            span((now - instance.started_at).as_seconds_f64()),
+            next,
+            instance.owner.clone().unwrap_or_default(),
+            instance.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    for words in [1, 2, 3, 6, 7] {
+        if let Some(column) = table.column_mut(words) {
+            column.set_cell_alignment(CellAlignment::Left);
+        }
+    }
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table
+}
+
+fn summed<'a>(all: impl Iterator<Item = (&'a str, &'a SagaCounts)>) -> Table {
+    let mut table = table(["saga", "running", "completed", "compensated", "stuck"]);
+    for (saga, counts) in all {
+        let SagaCounts { running, completed, compensated, stuck, .. } = *counts;
+        let [running, completed, compensated, stuck] =
+            [running, completed, compensated, stuck].map(|number| count(number as i64));
+        table.add_row([saga.to_owned(), running, completed, compensated, stuck]);
+    }
+    table
+}
+
+async fn show(all: &Sagas, instance: &Instance, json: bool) -> Result<(), BoxError> {
+    let history = all.history(known(Some(&instance.saga))?, &instance.id).await?;
+    if history.is_empty() {
+        return Err(format!("there is no {instance}: `sagas list` shows what there is").into());
+    }
+    if json {
+        for recorded in &history {
+            say(serde_json::to_string(&Moment::of(recorded))?)?;
+        }
+        return Ok(());
+    }
+    let began = history.first().map(|first| first.recorded_at.format("%Y-%m-%d %H:%M:%S").to_string());
+    Ok(say(format_args!("{instance}, since {}\n{}", began.unwrap_or_default(), timeline(&history)))?)
+}

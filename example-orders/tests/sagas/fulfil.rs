@@ -1,0 +1,74 @@
+//! Orders that are fulfilled while processes are killed and the gateway fails; and what does not agree.
+
+use std::{fs::OpenOptions, io::Write};
+
+use super::*;
+
+fn number(object: &Value, field: &str) -> i64 {
+    object[field].as_i64().unwrap()
+}
+
+#[tokio::test]
+async fn orders_are_fulfilled_or_undone_and_all_books_agree_although_processes_are_killed() {
+    let shop = Shop::open().await;
+    let arguments = ["--processes", "2", "--kill-every", "0.5", "--declined", "0.1", "--transient", "0.05"];
+    // Refunds, too: what is paid and cannot be shipped.
+    let rest = ["--shipments-refused", "0.1", "--lost", "0.05", "--duplicates", "0.1", "--seed", "3", "--json"];
+
+    let fulfilled = shop.object(&[&["fulfil", "--count", "120"][..], &arguments, &rest].concat(), 0);
+
+    assert_eq!((&fulfilled["placed"], &fulfilled["stuck"], &fulfilled["running"]), (&120.into(), &0.into(), &0.into()));
+    assert_eq!(number(&fulfilled, "completed") + number(&fulfilled, "compensated"), 120, "{fulfilled}");
+    assert!(number(&fulfilled, "compensated") > 0 && number(&fulfilled, "refunded_cents") > 0, "{fulfilled}");
+    assert_eq!((&fulfilled["ledger_equal"], &fulfilled["stock_equal"]), (&true.into(), &true.into()));
+    let reconciled = shop.object(&["reconcile", "--json"], 0);
+    for field in ["completed", "compensated", "charged_cents", "refunded_cents"] {
+        assert_eq!(reconciled[field], fulfilled[field], "{field}");
+    }
+    let summary = shop.object(&["sagas", "summary", "--json"], 0);
+    assert_eq!(summary["fulfilment"]["completed"], fulfilled["completed"]);
+
+    // A charge that nobody asked for.
+    let stranger = "{\"Charged\":{\"key\":\"k\",\"charge\":{\"id\":\"charge-1000\",\"order\":\"7\",\"cents\":100}}}\n";
+    let books = shop.books().join("books.jsonl");
+    OpenOptions::new().append(true).open(books).unwrap().write_all(stranger.as_bytes()).unwrap();
+    let reconciled = shop.object(&["reconcile", "--json"], 1);
+    assert_eq!((&reconciled["ledger_equal"], &reconciled["stock_equal"]), (&false.into(), &true.into()));
+    assert_eq!(reconciled["differences"][0], "order 7: it was charged, and the log does not know of it");
+    let text = shop.prints(&["reconcile"], 1);
+    assert!(text.contains("do not agree; the log and the stock agree"), "{text}");
+}
+
+#[tokio::test]
+async fn a_table_tells_people_and_nothing_but_online_orders_is_fulfilled() {
+    let shop = Shop::open().await;
+    let file = shop.folder.0.join("orders.csv");
+    fs::write(&file, include_str!("../../data/orders-sample.csv")).unwrap();
+
+    let said = shop.prints(&["fulfil", "--count", "5"], 0);
+    assert!(said.contains("agree") && said.contains("│ 5      ┆         5 ┆           0"), "{said}");
+    shop.prints(&["import", file.to_str().unwrap()], 0);
+    shop.prints(&["trade", "--seconds", "1", "--rate", "20"], 0);
+    let fulfilled = shop.object(&["fulfil", "--count", "5", "--json"], 0);
+
+    assert_eq!(fulfilled["completed"], 5);
+    let summary = shop.object(&["sagas", "summary", "--json"], 0);
+    assert_eq!(summary["fulfilment"], serde_json::json!({"running": 0, "completed": 10, "compensated": 0, "stuck": 0}));
+    assert_eq!(shop.object(&["reconcile", "--json"], 0)["orders"], 10);
+    assert_eq!(shop.objects(&["projections", "list", "--json"], 0).len(), 4);
+}
+
+#[tokio::test]
+async fn without_a_gateway_or_orders_there_is_nothing_to_compare() {
+    let shop = Shop::open().await;
+
+    let refused = shop.refused(&["reconcile"]);
+    assert!(refused.contains("the store is empty; `fulfil --count 10` places orders"), "{refused}");
+    let refused = shop.refused(&["reconcile", "--gateway", "http://127.0.0.1:1"]);
+    assert!(refused.contains("the gateway at http://127.0.0.1:1 cannot be asked"), "{refused}");
+    let refused = shop.refused(&["work", "--gateway", "nowhere"]);
+    assert!(refused.contains("is no address of a gateway"), "{refused}");
+    for arguments in [&["fulfil", "--count", "0"][..], &["fulfil", "--kill-every", "0"], &["fulfil", "--lost", "2"]] {
+        assert_eq!(shop.run(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
