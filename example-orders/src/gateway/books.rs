@@ -170,18 +170,19 @@ impl Books {
         Ok(self.keys.get(&key).map_or(Answer::Closed, |(_, answer)| answer.clone()))
     }
 
-    /// What became of the key of a charge. If nothing did, nothing will.
+    /// What became of the key of a charge: none if it was declined. If nothing became of it, nothing will.
     ///
     /// # Errors
     /// That nothing will cannot be written down.
-    pub(crate) fn by_key(&mut self, key: &str) -> io::Result<Found> {
+    pub(crate) fn by_key(&mut self, key: &str) -> io::Result<Option<Found>> {
         match self.keys.get(key) {
-            Some((_, Answer::Charged(charge))) => return Ok(Found { charge: Some(charge.clone()) }),
+            Some((_, Answer::Charged(charge))) => return Ok(Some(Found { charge: Some(charge.clone()) })),
+            Some((_, Answer::Declined)) => return Ok(None),
             Some(_) => {}
             None if self.closed.contains(key) => {}
             None => self.write(Entry::Closed { key: key.into() })?,
         }
-        Ok(Found { charge: None })
+        Ok(Some(Found { charge: None }))
     }
 
     /// All that was done; `calls` goes along.

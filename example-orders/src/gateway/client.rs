@@ -60,7 +60,7 @@ impl Client {
     /// What became of the payment under `key`. None is final.
     ///
     /// # Errors
-    /// It is not known.
+    /// As every step: that it was declined is business; else it is not known.
     pub(crate) async fn charged(&self, key: Uuid) -> Result<Option<Charge>, StepError> {
         let found: Found = answer(self.request(Method::GET, &format!("charges/by-key/{key}")).send().await).await?;
         Ok(found.charge)

@@ -124,7 +124,8 @@ async fn cancel(State(gateway): Shared, headers: HeaderMap, In(id): In<String>) 
 
 async fn by_key(State(gateway): Shared, In(key): In<String>) -> Response {
     through_switches(&gateway, "by-key", &key, |inner, _| {
-        Ok((StatusCode::OK, Json(inner.books.by_key(&key)?)).into_response())
+        let found = inner.books.by_key(&key)?;
+        Ok(found.map_or_else(|| answered(Answer::Declined), |found| (StatusCode::OK, Json(found)).into_response()))
     })
     .await
 }

@@ -44,6 +44,11 @@ pub(crate) enum Input {
         step: String,
         failure: Failure,
     },
+    /// Its time is over, or the saga undoes, and nobody has tried it. Only who runs the instance knows that, and only of the state that
+    /// he decides on.
+    NeverTried {
+        step: String,
+    },
     /// Whoever was asked says that it did not happen, and never will under this key: it is dead.
     NotDone {
         step: String,
@@ -228,7 +233,15 @@ impl<'p> Turn<'p> {
                     true,
                 );
             }
+            // A no for good is the step's: it was refused.
+            Input::NotAnswered { step, failure } if failure.kind == FailureKind::Business => {
+                self.failed(&step, failure, None, true);
+            }
             Input::NotAnswered { step, failure } => self.failed(&step, failure, Some(true), true),
+            Input::NeverTried { step } => {
+                let error = "it was given up before it was tried".into();
+                self.failed(&step, Failure { kind: FailureKind::Transient, error, retry_after: None }, None, true);
+            }
             Input::Undone { step } => {
                 let progress = self.state.step(&step).map(|step| step.progress);
                 if matches!(progress, Some(Progress::Undoing | Progress::UndoWaiting)) {
@@ -324,17 +337,13 @@ impl<'p> Turn<'p> {
         if !step.is_open() || matches!(planned.kind, Kind::Wait { .. }) || self.state.has_ended() {
             return;
         }
-        let Failure { mut kind, error, retry_after } = failure;
+        let Failure { kind, error, retry_after } = failure;
         let unknown = match (asked, kind) {
             (Some(still), _) => still,
             (None, FailureKind::Business) => false,
             (None, FailureKind::Transient) => step.unknown > 0,
             (None, FailureKind::Unknown) => true,
         };
-        // A no of whoever was asked is not the step's.
-        if asked == Some(true) && kind == FailureKind::Business {
-            kind = FailureKind::Unknown;
-        }
         // A question is no attempt. What may have happened has as many tries of its own to find out.
         let attempt = if asked == Some(true) { step.attempts } else { step.attempts + 1 };
         let counted = if unknown { step.unknown } else { attempt };

@@ -171,6 +171,10 @@ impl Instance {
                 Err(StoreError::Conflict { .. }) => {
                     self.doubted = true;
                     self.catch_up().await?;
+                    // It may be somebody else's by now, who tries it.
+                    if matches!(input, Input::NeverTried { .. }) {
+                        return Ok(Ok(false));
+                    }
                 }
                 Err(error) => return Err(error),
             }

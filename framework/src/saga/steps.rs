@@ -293,7 +293,8 @@ impl<S: Saga, T: Output> Steps<S, T> {
     /// Asks what became of the last step when that is not known: with what it came to if it happened, with none if it did not and
     /// never will under this key. So whoever answers none has to refuse the key from then on: a call that is still on its way must
     /// not have an effect. If the step is tried again after that, it is under a new key. Who cannot be sure of none answers with an
-    /// [`unknown`](StepError::unknown), and is asked again.
+    /// [`unknown`](StepError::unknown), and is asked again; who knows that the step was refused, with a
+    /// [`business`](StepError::business) error, which is then the step's own.
     ///
     /// Without it, the step is repeated under the same key to find out.
     pub fn ask<F>(mut self, ask: impl Fn(Cx<S>) -> F + Send + Sync + 'static) -> Self

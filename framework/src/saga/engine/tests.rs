@@ -185,9 +185,10 @@ fn what_is_not_known_is_asked_before_anything_else() {
     let cancelled = || trip().cancelled("no").then_asks("flight");
     cancelled().answers("flight", Some("F7")).then_undoes("flight");
     cancelled().answers::<String>("flight", None).then_undoes("hotel").undone("hotel").then_compensated();
-    // Whoever cannot be asked says nothing of the step.
-    let silent = cancelled().does_not_answer("flight", StepError::business("who are you?"));
+    let silent = cancelled().does_not_answer("flight", StepError::transient("down"));
     silent.then_undone([]).passes(2 * SECOND).then_asks("flight");
+    // A no for good is the step's.
+    trip().does_not_answer("flight", StepError::business("sold out")).then_undoes("hotel");
 }
 
 #[test]

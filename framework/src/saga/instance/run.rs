@@ -53,6 +53,10 @@ impl Instance {
             if !stopping && !paused && self.begin(&mut flights, &mut flying).await.is_none() {
                 return;
             }
+            // Somebody else has told it something: whose it is comes first.
+            if self.doubted {
+                continue;
+            }
             if flying.is_empty() {
                 if !self.held || self.release().await {
                     return;
@@ -86,6 +90,10 @@ impl Instance {
     /// Begins what there is to do and is not under way. None once the app ends.
     async fn begin(&mut self, flights: &mut Flights, flying: &mut HashSet<(&'static str, What)>) -> Option<()> {
         loop {
+            // Whoever is not sure that it is his infers nothing from what he has not done.
+            if self.doubted {
+                return Some(());
+            }
             let now = self.runtime.now();
             let plan = self.definition.clone();
             // What was never tried, and is not to be any more: its time is over, or the saga undoes.
@@ -97,9 +105,7 @@ impl Instance {
             };
             let late = self.state.current().find(is_late).map(|step| step.name.clone());
             if let Some(step) = late {
-                let error = "it was given up before it was tried".into();
-                let failure = Failure { kind: FailureKind::Transient, error, retry_after: None };
-                self.tell_surely(Input::Failed { step, failure }, flying.len()).await?;
+                self.tell_surely(Input::NeverTried { step }, flying.len()).await?;
                 continue;
             }
             if wakes_at(self.plan(), &self.state, now).is_some_and(|at| at <= now) {
@@ -116,9 +122,6 @@ impl Instance {
             }) else {
                 return Some(());
             };
-            if self.doubted {
-                return Some(());
-            }
             if plan.commits(effect.step, effect.what) {
                 self.commit(&effect, flying.len()).await?;
                 continue;
