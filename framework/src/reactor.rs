@@ -48,7 +48,7 @@ pub trait Reactor: Send + Sync + 'static {
     /// Does what follows from an event.
     ///
     /// # Errors
-    /// Whatever kept it: the event is tried again under the same key.
+    /// Whatever kept it: the event is tried again under the same key, as [`Reactor::FAILURES`] says, of whichever kind it is.
     fn react(&self, reaction: Reaction<Self::Event>) -> impl Future<Output = Result<(), StepError>> + Send;
 }
 

@@ -52,6 +52,18 @@ pub(crate) enum SagaCommand {
         #[command(flatten)]
         by: Reasoned,
     },
+    /// Says that a step happened of which nobody knows, and what it came to; it goes on from there. Takes a --reason.
+    Complete {
+        #[command(flatten)]
+        instance: Instance,
+        /// The step.
+        step: String,
+        /// What it came to, as JSON; `null` for nothing.
+        #[arg(value_parser = json)]
+        output: serde_json::Value,
+        #[command(flatten)]
+        by: Reasoned,
+    },
     /// Declares an instance ended: nothing more is done for it. Takes a --reason.
     Resolve {
         #[command(flatten)]
@@ -92,9 +104,11 @@ impl SagaCommand {
     /// There is no reason for what needs one.
     pub(crate) fn check(&self) -> Result<(), String> {
         match self {
-            Self::Retry { by, .. } | Self::Skip { by, .. } | Self::Resolve { by, .. } | Self::Cancel { by, .. } => {
-                by.check()
-            }
+            Self::Retry { by, .. }
+            | Self::Skip { by, .. }
+            | Self::Complete { by, .. }
+            | Self::Resolve { by, .. }
+            | Self::Cancel { by, .. } => by.check(),
             _ => Ok(()),
         }
     }
@@ -197,6 +211,11 @@ impl From<Filter> for SagaFilter {
     fn from(Filter { saga, state, step, older_than, correlation, id }: Filter) -> Self {
         Self { saga, states: state, step, correlation_id: correlation, older_than, id, after: None }
     }
+}
+
+fn json(text: &str) -> Result<serde_json::Value, String> {
+    serde_json::from_str(text)
+        .map_err(|error| format!("what a step came to is JSON, such as null or {{\"id\":\"charge-1\"}}: {error}"))
 }
 
 fn state(text: &str) -> Result<SagaState, String> {

@@ -60,9 +60,16 @@ impl Client {
     /// What became of the payment under `key`. None is final.
     ///
     /// # Errors
-    /// As every step: that it was declined is business; else it is not known.
+    /// That it was declined is said as such; after any other error it is not known.
     pub(crate) async fn charged(&self, key: Uuid) -> Result<Option<Charge>, StepError> {
-        let found: Found = answer(self.request(Method::GET, &format!("charges/by-key/{key}")).send().await).await?;
+        let sent = self.request(Method::GET, &format!("charges/by-key/{key}")).send().await;
+        // Only this one answer is about the payment. Every other refusal is about the question.
+        if let Ok(response) = &sent
+            && response.status() == StatusCode::PAYMENT_REQUIRED
+        {
+            return Err(StepError::refused("declined"));
+        }
+        let found: Found = answer(sent).await?;
         Ok(found.charge)
     }
 

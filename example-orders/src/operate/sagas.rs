@@ -67,6 +67,10 @@ pub(crate) async fn run(shop: &Shop, data_dir: &Path, command: SagaCommand) -> R
             let done = all.skip(known(Some(&instance.saga))?, &instance.id, &step, &by.into()).await;
             told(shop, data_dir, &instance, done, &format!("goes on without {step}")).await
         }
+        SagaCommand::Complete { instance, step, output, by } => {
+            let done = all.complete(known(Some(&instance.saga))?, &instance.id, &step, output, &by.into()).await;
+            told(shop, data_dir, &instance, done, &format!("goes on: {step} counts as done")).await
+        }
         SagaCommand::Resolve { instance, outcome, by } => {
             let done = all.resolve(known(Some(&instance.saga))?, &instance.id, outcome.into(), &by.into()).await;
             done.map_err(|error| refused(&error, data_dir))?;

@@ -59,7 +59,10 @@ impl Moment {
                 moment.at_step(step, what)
             }
             SagaEvent::StepTimedOut { step, .. } => moment.at_step(step, "timed out"),
-            SagaEvent::StepCompleted { step, .. } => moment.at_step(step, "done"),
+            SagaEvent::StepCompleted { step, by_hand, .. } => {
+                moment.reason = by_hand.clone();
+                moment.at_step(step, if by_hand.is_some() { "done, says an operator" } else { "done" })
+            }
             SagaEvent::StepSkipped { step, reason } => {
                 moment.reason = Some(reason.clone());
                 moment.at_step(step, "skipped")
@@ -117,7 +120,7 @@ pub(crate) fn timeline(history: &[Recorded<SagaEvent>]) -> Table {
     let mut table = table(["time", "what", "step", "attempt", "error", "actor", "reason"]);
     for moment in history.iter().map(Moment::of) {
         table.add_row([
-            moment.at.format("%H:%M:%S%.3f").to_string(),
+            moment.at.format("%Y-%m-%d %H:%M:%S%.3f").to_string(),
             moment.what,
             moment.step.unwrap_or_default(),
             moment.attempt.map(|attempt| attempt.to_string()).unwrap_or_default(),

@@ -17,6 +17,8 @@ pub struct StepError {
     pub(crate) kind: FailureKind,
     pub(crate) message: String,
     pub(crate) retry_after: Option<Duration>,
+    /// Whether this is the answer to a question.
+    pub(crate) refused: bool,
 }
 
 /// How much of a failure is recorded, in characters.
@@ -28,12 +30,18 @@ impl StepError {
         let message = message.to_string();
         let message =
             message.chars().take(LONGEST).map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect();
-        Self { kind, message, retry_after: None }
+        Self { kind, message, retry_after: None, refused: false }
     }
 
     /// The answer is no, and stays no. Nothing has happened, and the saga undoes what it has done.
     pub fn business(message: impl fmt::Display) -> Self {
         Self::new(FailureKind::Business, message)
+    }
+
+    /// For [`Steps::ask`](crate::Steps::ask): whoever was asked knows that the step was refused, for good. Elsewhere the same as
+    /// [`business`](StepError::business).
+    pub fn refused(message: impl fmt::Display) -> Self {
+        Self { refused: true, ..Self::new(FailureKind::Business, message) }
     }
 
     /// Nothing has happened this time. It is tried again.
@@ -120,9 +128,11 @@ pub struct Cx<S: Saga> {
     pub saga: Arc<S>,
     /// The instance.
     pub id: Id,
-    /// The key of this step of this instance, the same for all its attempts; its undo has another. For the outside world's
-    /// `Idempotency-Key`.
+    /// The key of this step of this instance, the same for all its attempts, until whoever was [asked](crate::Steps::ask) has said
+    /// that nothing ever will happen under it; its undo has another. For the outside world's `Idempotency-Key`.
     pub key: Uuid,
+    /// What the ids of commands come from: that never changes.
+    pub(crate) command_key: Uuid,
     /// Which attempt this is, from 1.
     pub attempt: u32,
     /// The time, by the database's clock.
@@ -149,15 +159,15 @@ impl<S: Saga> Cx<S> {
         &self.app
     }
 
-    /// Lets the aggregate `id` handle `command`, once, however often the step is repeated: the command's id comes from the step's
-    /// key and the stream. So a step has one command for each aggregate.
+    /// Lets the aggregate `id` handle `command`, once, however often the step is repeated: the command's id comes from the
+    /// step and the stream. So a step has one command for each aggregate.
     ///
     /// # Errors
     /// A rejection is [`business`](StepError::business): nothing has happened. Where it is the second command of a step that
     /// is rejected, something has: give each a step of its own, so that the first is undone.
     pub async fn execute<A: Aggregate>(&self, id: impl Into<Id>, command: A::Command) -> Result<Receipt, StepError> {
         let stream = StreamId::of(A::TYPE, id).map_err(StepError::business)?;
-        let command_id = Uuid::new_v5(&self.key, stream.as_str().as_bytes());
+        let command_id = Uuid::new_v5(&self.command_key, stream.as_str().as_bytes());
         let options = self.options.clone().command_id(command_id);
         Ok(self.app.execute_with::<A>(stream.id(), command, options).await?)
     }

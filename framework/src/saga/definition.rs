@@ -34,6 +34,7 @@ pub(crate) struct Look {
 pub(crate) struct Call {
     pub(crate) id: Id,
     pub(crate) key: Uuid,
+    pub(crate) command_key: Uuid,
     pub(crate) attempt: u32,
     pub(crate) now: DateTime<Utc>,
     pub(crate) state: Arc<State>,
@@ -83,9 +84,9 @@ impl<S: Saga> Typed<S> {
 
     fn cx(&self, call: Call) -> Result<(Cx<S>, Arc<State>), String> {
         let facts = Facts::of(&call.state)?;
-        let Call { id, key, attempt, now, state, app, options } = call;
+        let Call { id, key, command_key, attempt, now, state, app, options } = call;
         let reason = (state.phase == Phase::Undoing).then(|| state.reason.clone());
-        Ok((Cx { saga: self.saga.clone(), id, key, attempt, now, reason, facts, app, options }, state))
+        Ok((Cx { saga: self.saga.clone(), id, key, command_key, attempt, now, reason, facts, app, options }, state))
     }
 }
 

@@ -186,8 +186,13 @@ fn lives_until(planned: &Planned, step: &StepState) -> Option<DateTime<Utc>> {
         Progress::Waiting => matches!(planned.kind, Kind::Call { asks: false }),
         _ => false,
     };
-    (repeats && step.unknown > 0).then(|| later(step.started_at, life))
+    // Who had it tried again has looked.
+    (repeats && step.unknown > 0 && !step.retried).then(|| later(step.started_at, life))
 }
+
+/// What to do about a step of which nothing is known.
+const LOOK: &str = "Look where it would have happened. If it did, complete the step with what it came to; if it did not, retry; to give \
+                    the saga up, cancel it, and skip the step";
 
 struct Turn<'p> {
     plan: &'p Plan,
@@ -232,10 +237,6 @@ impl<'p> Turn<'p> {
                     Some(false),
                     true,
                 );
-            }
-            // A no for good is the step's: it was refused.
-            Input::NotAnswered { step, failure } if failure.kind == FailureKind::Business => {
-                self.failed(&step, failure, None, true);
             }
             Input::NotAnswered { step, failure } => self.failed(&step, failure, Some(true), true),
             Input::NeverTried { step } => {
@@ -337,16 +338,22 @@ impl<'p> Turn<'p> {
         if !step.is_open() || matches!(planned.kind, Kind::Wait { .. }) || self.state.has_ended() {
             return;
         }
-        let Failure { kind, error, retry_after } = failure;
+        let Failure { mut kind, error, retry_after } = failure;
         let unknown = match (asked, kind) {
             (Some(still), _) => still,
             (None, FailureKind::Business) => false,
             (None, FailureKind::Transient) => step.unknown > 0,
             (None, FailureKind::Unknown) => true,
         };
-        // A question is no attempt. What may have happened has as many tries of its own to find out.
+        // A question is no attempt. What may have happened has as many tries of its own to find out; that of a policy of one attempt,
+        // too, if it is a question.
+        // A no of whoever was asked is not the step's.
+        if asked == Some(true) && kind == FailureKind::Business {
+            kind = FailureKind::Unknown;
+        }
         let attempt = if asked == Some(true) { step.attempts } else { step.attempts + 1 };
-        let counted = if unknown { step.unknown } else { attempt };
+        let asks = matches!(planned.kind, Kind::Call { asks: true });
+        let counted = if unknown { step.unknown + u32::from(!asks) } else { attempt };
         let (started_at, deadline_at, timed_out) = (step.started_at, step.deadline_at, step.timed_out);
         let delay = planned.retry.delay(counted, seed(name, attempt, self.now));
         let delay = delay.map(|delay| if waits { delay.max(retry_after.unwrap_or_default()) } else { Duration::ZERO });
@@ -371,13 +378,7 @@ impl<'p> Turn<'p> {
         if unknown && next.is_none() {
             let why =
                 if lapsed { "its key does not live any longer" } else { "there are no attempts left to find out" };
-            self.stuck(
-                Some(name),
-                format!(
-                    "it is not known whether {name} happened, and {why}: {said}. Look where it would have happened; then \
-                     say that it did, or skip it, or retry"
-                ),
-            );
+            self.stuck(Some(name), format!("it is not known whether {name} happened, and {why}: {said}. {LOOK}"));
         }
     }
 

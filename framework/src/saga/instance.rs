@@ -275,7 +275,8 @@ impl Instance {
                 step = at.clone().or(step);
                 ("stuck", Some(reason.clone()))
             }
-            Phase::Completed | Phase::Resolved(super::Outcome::Completed) => ("completed", None),
+            Phase::Completed => ("completed", None),
+            Phase::Resolved(super::Outcome::Completed) => ("completed", Some(state.reason.clone())),
             Phase::Compensated | Phase::Resolved(super::Outcome::Compensated) => {
                 ("compensated", Some(state.reason.clone()))
             }

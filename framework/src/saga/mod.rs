@@ -122,7 +122,7 @@ pub trait Saga: Send + Sync + Sized + 'static {
     /// The saga's stable name: lower case letters, digits and `_`.
     const NAME: &'static str;
     /// Raise it when running instances must not go on under the changed steps. Each ends under the version that it began with,
-    /// which stays registered beside the new one until none is left.
+    /// so keep its type, and register both, until none is left: nobody runs an instance whose version is registered nowhere.
     const VERSION: u32 = 1;
     /// Where a new saga begins to look at the log: at what comes from now on, or at its start.
     const BEGIN: Begin = Begin::Now;
@@ -141,7 +141,7 @@ pub trait Saga: Send + Sync + Sized + 'static {
         None
     }
 
-    /// Which instance `event` calls off, and why: what it has done is undone.
+    /// Which instance `event` calls off, and why: what it has done is undone. One that has ended, or undoes already, is left as it is.
     fn cancel(_event: &Recorded<Self::Event>) -> Option<(Id, String)> {
         None
     }

@@ -23,13 +23,13 @@ pub struct RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// For steps: 10 attempts over some four minutes.
+    /// For steps: 10 attempts over some three minutes.
     pub const STEP: Self =
         Self { attempts: 10, first_delay: Duration::from_millis(500), longest_delay: Duration::from_secs(60) };
-    /// For undos: 20 attempts over some ten hours. What was done must be undone.
+    /// For undos: 20 attempts over some six hours. What was done must be undone.
     pub const UNDO: Self =
         Self { attempts: 20, first_delay: Duration::from_millis(500), longest_delay: Duration::from_secs(3600) };
-    /// One attempt.
+    /// One attempt. What may have happened is asked, and never repeated.
     pub const NEVER: Self = Self { attempts: 1, ..Self::STEP };
 
     /// `attempts` of them, the first again after `first_delay`.

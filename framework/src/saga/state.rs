@@ -58,6 +58,8 @@ pub(crate) struct StepState {
     pub(crate) unknown: u32,
     /// How many keys are dead under which it was tried.
     pub(crate) dead_keys: u32,
+    /// Whether an operator had it tried again, and it has not failed since.
+    pub(crate) retried: bool,
     pub(crate) next_at: Option<DateTime<Utc>>,
     pub(crate) last_error: Option<String>,
     pub(crate) output: Option<Value>,
@@ -78,6 +80,7 @@ impl StepState {
             attempts: 0,
             unknown: 0,
             dead_keys: 0,
+            retried: false,
             next_at: None,
             last_error: None,
             output: None,
@@ -175,7 +178,7 @@ impl State {
             }
             SagaEvent::StepFailed { step, attempt, error, unknown, key_is_dead, next_attempt_at, .. } => {
                 let step = self.step_mut(step);
-                step.attempts = *attempt;
+                (step.attempts, step.retried) = (*attempt, false);
                 step.dead_keys += u32::from(*key_is_dead);
                 step.unknown = if *unknown { step.unknown + 1 } else { 0 };
                 step.next_at = *next_attempt_at;
@@ -228,6 +231,7 @@ impl State {
             }
             SagaEvent::UndoFailed { step, attempt, kind, error, next_attempt_at } => {
                 let step = self.step_mut(step);
+                step.retried = false;
                 if *kind == FailureKind::Unknown || step.unknown > 0 {
                     step.unknown += 1;
                 }
@@ -255,7 +259,7 @@ impl State {
                     let time = (step.deadline_at - step.started_at).max(TimeDelta::zero());
                     // Who retries has looked: its key counts as new.
                     if matches!(step.progress, Progress::Waiting | Progress::UndoWaiting) {
-                        step.started_at = at;
+                        (step.started_at, step.retried) = (at, true);
                     }
                     // It has its time anew.
                     if step.is_open() {
@@ -272,7 +276,10 @@ impl State {
                     self.cancelled = Some(reason.clone());
                 }
             }
-            SagaEvent::SagaResolved { outcome, .. } => self.phase = Phase::Resolved(*outcome),
+            SagaEvent::SagaResolved { outcome, reason } => {
+                self.phase = Phase::Resolved(*outcome);
+                self.reason = format!("resolved by an operator: {reason}");
+            }
             SagaEvent::SagaCompleted => self.phase = Phase::Completed,
             SagaEvent::SagaCompensated { .. } => self.phase = Phase::Compensated,
         }

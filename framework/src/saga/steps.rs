@@ -138,7 +138,9 @@ impl<S: Saga, T: Output> Steps<S, T> {
 
     /// Then `run`, which calls the outside world, or executes commands ([`Cx::execute`]).
     ///
-    /// It may run more than once, always with the same [`Cx::key`]. An attempt that does not end in
+    /// It may run more than once, always with the same [`Cx::key`]: whoever is called has to know the key, for as long as
+    /// [`Target::key_life`](crate::Target) says. One who knows no keys gets [`RetryPolicy::NEVER`]: then an attempt of which nothing
+    /// is known makes the instance stuck, and is not repeated. An attempt that does not end in
     /// [`attempt_timeout`](Steps::attempt_timeout), panics, or is cut off by the end of the process counts as
     /// [`unknown`](StepError::unknown).
     pub fn step<U: Output, F>(self, name: &'static str, run: impl Fn(Cx<S>) -> F + Send + Sync + 'static) -> Steps<S, U>
@@ -293,8 +295,8 @@ impl<S: Saga, T: Output> Steps<S, T> {
     /// Asks what became of the last step when that is not known: with what it came to if it happened, with none if it did not and
     /// never will under this key. So whoever answers none has to refuse the key from then on: a call that is still on its way must
     /// not have an effect. If the step is tried again after that, it is under a new key. Who cannot be sure of none answers with an
-    /// [`unknown`](StepError::unknown), and is asked again; who knows that the step was refused, with a
-    /// [`business`](StepError::business) error, which is then the step's own.
+    /// [`unknown`](StepError::unknown), and is asked again; who knows that the step was refused for
+    /// good, with [`refused`](StepError::refused). Any other error only says that there was no answer.
     ///
     /// Without it, the step is repeated under the same key to find out.
     pub fn ask<F>(mut self, ask: impl Fn(Cx<S>) -> F + Send + Sync + 'static) -> Self

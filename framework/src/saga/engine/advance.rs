@@ -34,8 +34,7 @@ impl<'p> Turn<'p> {
         let what = if step.progress == Progress::Waiting { "happened" } else { "was undone" };
         let error = step.last_error.as_deref().unwrap_or_default();
         let reason = format!(
-            "it is not known whether {} {what}, and it is not tried again by itself: {error}. Look where it would have happened; then \
-             say that it did, or skip it, or retry",
+            "it is not known whether {} {what}, and it is not tried again by itself: {error}. {LOOK}",
             step.name
         );
         Some((step.name.clone(), reason))

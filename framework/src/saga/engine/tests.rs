@@ -187,8 +187,10 @@ fn what_is_not_known_is_asked_before_anything_else() {
     cancelled().answers::<String>("flight", None).then_undoes("hotel").undone("hotel").then_compensated();
     let silent = cancelled().does_not_answer("flight", StepError::transient("down"));
     silent.then_undone([]).passes(2 * SECOND).then_asks("flight");
-    // A no for good is the step's.
-    trip().does_not_answer("flight", StepError::business("sold out")).then_undoes("hotel");
+    // Whoever cannot be asked says nothing of the step; but for one who says that it was refused.
+    let silent = cancelled().does_not_answer("flight", StepError::business("who are you?"));
+    silent.then_undone([]).passes(2 * SECOND).then_asks("flight");
+    trip().fails("flight", StepError::refused("sold out")).then_undoes("hotel");
 }
 
 #[test]
@@ -281,7 +283,7 @@ fn what_was_under_way_when_its_process_ended_may_have_happened() {
     let trip = booked().succeeds("hotel", 3).is_interrupted();
     trip.then_asks("flight").answers::<String>("flight", None).passes(SECOND).then_runs(["flight"]);
     let trip = booked().succeeds("flight", "F1").is_interrupted().then_runs(["hotel"]);
-    trip.is_interrupted().is_interrupted().is_interrupted().then_stuck("hotel").then_waits(None);
+    trip.is_interrupted().is_interrupted().then_stuck("hotel").then_waits(None);
 }
 
 #[test]

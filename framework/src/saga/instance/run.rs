@@ -173,6 +173,7 @@ impl Instance {
         Some(Call {
             id: Id::from(self.stream.id()),
             key: key(self.started, effect),
+            command_key: key(self.started, &Effect { dead_keys: 0, ..effect.clone() }),
             attempt: effect.attempt,
             now: self.runtime.now(),
             state: Arc::new(self.state.clone()),
@@ -343,6 +344,7 @@ async fn try_once(
         (What::Run, Err(error)) => Input::Failed { step, failure: error.into() },
         (What::Ask, Ok(Some(output))) => Input::Succeeded { step, output },
         (What::Ask, Ok(None)) => Input::NotDone { step },
+        (What::Ask, Err(error)) if error.refused => Input::Failed { step, failure: error.into() },
         (What::Ask, Err(error)) => Input::NotAnswered { step, failure: error.into() },
         (What::Undo, Ok(_)) => Input::Undone { step },
         (What::Undo, Err(error)) => Input::UndoFailed { step, failure: error.into() },
