@@ -190,8 +190,8 @@ impl Builder {
         self
     }
 
-    /// Has `tell` called once for each instance that is stuck and each expectation that is missed, in whichever process sees it
-    /// first. It is to be quick: what takes long it leaves to a task of its own.
+    /// Has `tell` called for each instance that is stuck and each expectation that is missed, once, in whichever process sees it
+    /// first; again only if that process ends before it is noted. It is to be quick: what takes long it leaves to a task of its own.
     pub fn on_attention(mut self, tell: impl Fn(Attention) + Send + Sync + 'static) -> Self {
         self.on_attention = Some(Arc::new(tell));
         self
