@@ -97,9 +97,7 @@ pub(crate) fn model<R: Reactor>(
     contracts: &Arc<Contracts>,
     runtime: &Arc<Runtime>,
 ) -> Result<Model, InvalidInput> {
-    if let Some(target) = R::TARGET {
-        runtime.breakers.add(target);
-    }
+    runtime.breakers.add_all(R::TARGET)?;
     let (store, runtime, contracts, reactor) = (store.clone(), runtime.clone(), contracts.clone(), Arc::new(reactor));
     Ok(Model {
         name: R::NAME,
@@ -157,8 +155,8 @@ impl<R: Reactor> Handle for Reacting<R> {
             let key = Uuid::new_v5(&NAMESPACE, format!("{} {}", R::NAME, event.event_id).as_bytes());
             let admitted = match R::TARGET {
                 None => None,
-                Some(target) => match self.runtime.breakers.admit(&target).await {
-                    Ok(admitted) => Some(admitted),
+                Some(target) => match self.runtime.breakers.admit(&target, async { true }).await {
+                    Ok(admitted) => admitted,
                     Err(_) => return Err(open(target.name)),
                 },
             };

@@ -167,6 +167,7 @@ statements! {
     read_saga,
     read_causes,
     free_lost_sagas,
+    list_unserved,
     told_attention,
     list_paused,
     take_attention,

@@ -36,10 +36,22 @@ pub(crate) enum SagaCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Lets an instance go on at once that is stuck, or that waits for its next attempt. Takes a --reason.
+    /// Lets an instance go on at once that is stuck, or that waits for its next attempt; or all that are stuck. Takes a --reason.
     Retry {
-        #[command(flatten)]
-        instance: Instance,
+        /// The saga.
+        saga: String,
+        /// The instance.
+        #[arg(required_unless_present = "all")]
+        id: Option<String>,
+        /// All that are stuck.
+        #[arg(long, conflicts_with = "id")]
+        all: bool,
+        /// Of all, those that are stuck at this step.
+        #[arg(long, requires = "all")]
+        step: Option<String>,
+        /// Of all, those with this in the reason why they are stuck.
+        #[arg(long, requires = "all", value_name = "TEXT")]
+        because: Option<String>,
         #[command(flatten)]
         by: Reasoned,
     },
@@ -61,6 +73,16 @@ pub(crate) enum SagaCommand {
         /// What it came to, as JSON; `null` for nothing.
         #[arg(value_parser = json)]
         output: serde_json::Value,
+        #[command(flatten)]
+        by: Reasoned,
+    },
+    /// Says that a step did not happen and will not, of which nobody knows; it is tried again under a new key, or counts as not done if
+    /// the instance undoes. Takes a --reason.
+    NotDone {
+        #[command(flatten)]
+        instance: Instance,
+        /// The step.
+        step: String,
         #[command(flatten)]
         by: Reasoned,
     },
@@ -107,6 +129,7 @@ impl SagaCommand {
             Self::Retry { by, .. }
             | Self::Skip { by, .. }
             | Self::Complete { by, .. }
+            | Self::NotDone { by, .. }
             | Self::Resolve { by, .. }
             | Self::Cancel { by, .. } => by.check(),
             _ => Ok(()),
@@ -205,11 +228,27 @@ pub(crate) struct Filter {
     /// Those with this in their id.
     #[arg(long)]
     id: Option<String>,
+    /// Those with this in the reason why they are stuck, undo, or were undone.
+    #[arg(long, value_name = "TEXT")]
+    because: Option<String>,
+    /// Those that this version of the saga runs.
+    #[arg(long, value_name = "N")]
+    version: Option<u32>,
 }
 
 impl From<Filter> for SagaFilter {
-    fn from(Filter { saga, state, step, older_than, correlation, id }: Filter) -> Self {
-        Self { saga, states: state, step, correlation_id: correlation, older_than, id, after: None }
+    fn from(Filter { saga, state, step, older_than, correlation, id, because, version }: Filter) -> Self {
+        Self {
+            saga,
+            states: state,
+            step,
+            correlation_id: correlation,
+            older_than,
+            id,
+            version,
+            reason: because,
+            after: None,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use annals::{BoxError, By, SagaCounts, SagaFilter, SagaInstance, Sagas, StoreError};
+use annals::{BoxError, By, SagaCounts, SagaFilter, SagaInstance, SagaState, Sagas, StepKeys, StoreError};
 use chrono::{DateTime, Utc};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
@@ -18,6 +18,9 @@ use crate::{
     tables::table,
     typed,
 };
+
+/// How many instances are looked up at once.
+const PAGE: usize = 1_000;
 
 /// An instance as it is shown to programs.
 #[derive(Debug, Serialize)]
@@ -59,9 +62,14 @@ pub(crate) async fn run(shop: &Shop, data_dir: &Path, command: SagaCommand) -> R
             Ok(say(summed(counts.iter().map(|(saga, counts)| (&**saga, counts))))?)
         }
         SagaCommand::Show { instance, json } => show(&all, &instance, json).await,
-        SagaCommand::Retry { instance, by } => {
-            let done = all.retry(known(Some(&instance.saga))?, &instance.id, &by.into()).await;
-            told(shop, data_dir, &instance, done, "goes on at once").await
+        SagaCommand::Retry { saga, id: Some(id), by, .. } => {
+            let done = all.retry(known(Some(&saga))?, &id, &by.into()).await;
+            told(shop, data_dir, &Instance { saga, id }, done, "goes on at once").await
+        }
+        SagaCommand::Retry { saga, step, because, by, .. } => {
+            known(Some(&saga))?;
+            let filter = SagaFilter { step, reason: because, ..SagaFilter::default() };
+            retry_all(shop, data_dir, saga, filter, &by.into()).await
         }
         SagaCommand::Skip { instance, step, by } => {
             let done = all.skip(known(Some(&instance.saga))?, &instance.id, &step, &by.into()).await;
@@ -70,6 +78,10 @@ pub(crate) async fn run(shop: &Shop, data_dir: &Path, command: SagaCommand) -> R
         SagaCommand::Complete { instance, step, output, by } => {
             let done = all.complete(known(Some(&instance.saga))?, &instance.id, &step, output, &by.into()).await;
             told(shop, data_dir, &instance, done, &format!("goes on: {step} counts as done")).await
+        }
+        SagaCommand::NotDone { instance, step, by } => {
+            let done = all.not_done(known(Some(&instance.saga))?, &instance.id, &step, &by.into()).await;
+            told(shop, data_dir, &instance, done, &format!("goes on: {step} did not happen")).await
         }
         SagaCommand::Resolve { instance, outcome, by } => {
             let done = all.resolve(known(Some(&instance.saga))?, &instance.id, outcome.into(), &by.into()).await;
@@ -113,6 +125,28 @@ async fn hold(shop: &Shop, saga: &str, by: &By, pause: bool) -> Result<(), BoxEr
     Ok(())
 }
 
+/// Lets all instances of `saga` go on that are stuck and fit `filter`.
+async fn retry_all(shop: &Shop, data_dir: &Path, saga: String, filter: SagaFilter, by: &By) -> Result<(), BoxError> {
+    let all = shop.app.sagas();
+    let mut filter = SagaFilter { saga: Some(saga.clone()), states: vec![SagaState::Stuck], ..filter };
+    let mut count = 0;
+    loop {
+        let stuck = all.list(&filter, PAGE).await?;
+        let Some(last) = stuck.last() else { break };
+        filter.after = Some((last.started_at, last.stream.clone()));
+        for instance in &stuck {
+            match all.retry(&saga, &*instance.id, by).await {
+                Ok(()) => count += 1,
+                // Somebody else saw to it meanwhile, or it cannot be read.
+                Err(StoreError::Unfit(why)) => note(why),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    say(format_args!("{count} of {saga} that were stuck go on at once"))?;
+    say_who_runs(shop, data_dir, &saga).await
+}
+
 /// Says what was done, and who goes on with it.
 async fn told(
     shop: &Shop,
@@ -122,10 +156,21 @@ async fn told(
     what: &str,
 ) -> Result<(), BoxError> {
     done.map_err(|error| refused(&error, data_dir))?;
+    let paused = shop.app.store().followers().lag().await?;
+    let is_paused = paused.iter().any(|lag| lag.follower == instance.saga && lag.state == "paused");
+    if is_paused {
+        let resume = typed::command(data_dir, &format!("sagas resume {}", instance.saga));
+        return Ok(say(format_args!("{instance} {what}, once {} is resumed:\n   {resume}", instance.saga))?);
+    }
     say(format_args!("{instance} {what}"))?;
-    if !is_run(shop.app.store(), &instance.saga).await? {
+    say_who_runs(shop, data_dir, &instance.saga).await
+}
+
+/// Says what to type where nobody runs `saga`.
+async fn say_who_runs(shop: &Shop, data_dir: &Path, saga: &str) -> Result<(), BoxError> {
+    if !is_run(shop.app.store(), saga).await? {
         let work = typed::command(data_dir, "work");
-        say(format_args!("No process runs {} at present. This one does:\n   {work}", instance.saga))?;
+        say(format_args!("No process runs {saga} at present. This one does:\n   {work}"))?;
     }
     Ok(())
 }
@@ -157,7 +202,7 @@ async fn list(all: &Sagas, filter: &SagaFilter, limit: usize, data_dir: &Path, j
         return Ok(say("there is none")?);
     }
     say(format_args!("{}\n", listed(&instances, now)))?;
-    let first = instances.iter().find(|it| it.state == annals::SagaState::Stuck).or(instances.first());
+    let first = instances.iter().find(|it| it.state == SagaState::Stuck).or(instances.first());
     if let Some(first) = first {
         let show = typed::command(data_dir, &format!("sagas show {} {}", first.saga, &*first.id));
         say(format_args!("   {show}   all that happened to it"))?;
@@ -185,8 +230,10 @@ fn shown(instance: &SagaInstance, now: DateTime<Utc>) -> Shown<'_> {
 }
 
 fn listed(instances: &[SagaInstance], now: DateTime<Utc>) -> Table {
-    let mut table = table(["saga", "id", "state", "step", "age", "next", "owner", "reason"]);
+    let mut table = table(["saga", "id", "version", "state", "step", "age", "next", "owner", "reason"]);
     for instance in instances {
+        let is_open = !matches!(instance.state, SagaState::Completed | SagaState::Compensated);
+        let served = if is_open && !instance.is_served { " (nobody has it)" } else { "" };
         let next = match instance.due_at {
             Some(at) if at > now => format!("in {}", span((at - now).as_seconds_f64())),
             Some(_) => "now".into(),
@@ -195,6 +242,7 @@ fn listed(instances: &[SagaInstance], now: DateTime<Utc>) -> Table {
         table.add_row([
             instance.saga.clone(),
             instance.id.to_string(),
+            format!("{}{served}", instance.definition),
             instance.state.as_str().into(),
             instance.step.clone().unwrap_or_default(),
             span((now - instance.started_at).as_seconds_f64()),
@@ -203,7 +251,7 @@ fn listed(instances: &[SagaInstance], now: DateTime<Utc>) -> Table {
             instance.reason.clone().unwrap_or_default(),
         ]);
     }
-    for words in [1, 2, 3, 6, 7] {
+    for words in [1, 2, 3, 4, 7, 8] {
         if let Some(column) = table.column_mut(words) {
             column.set_cell_alignment(CellAlignment::Left);
         }
@@ -235,5 +283,24 @@ async fn show(all: &Sagas, instance: &Instance, json: bool) -> Result<(), BoxErr
         return Ok(());
     }
     let began = history.first().map(|first| first.recorded_at.format("%Y-%m-%d %H:%M:%S").to_string());
-    Ok(say(format_args!("{instance}, since {}\n{}", began.unwrap_or_default(), timeline(&history)))?)
+    say(format_args!("{instance}, since {}\n{}", began.unwrap_or_default(), timeline(&history)))?;
+    let keys = all.keys(&instance.saga, &instance.id).await?;
+    if keys.is_empty() {
+        return Ok(());
+    }
+    Ok(say(format_args!("What its steps are known by outside:\n{}", keyed(&keys)))?)
+}
+
+fn keyed(keys: &[StepKeys]) -> Table {
+    let mut table = table(["step", "key", "key of its undo", "dead keys"]);
+    for StepKeys { step, key, dead, undo } in keys {
+        let dead: Vec<String> = dead.iter().map(ToString::to_string).collect();
+        table.add_row([step.clone(), key.to_string(), undo.to_string(), dead.join(" ")]);
+    }
+    for words in 1..4 {
+        if let Some(column) = table.column_mut(words) {
+            column.set_cell_alignment(CellAlignment::Left);
+        }
+    }
+    table
 }

@@ -1,7 +1,7 @@
 //! The story of an instance of a saga, as its own stream tells it.
 
 use annals::{FailureKind, Outcome, Recorded, SagaEvent};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 
@@ -25,6 +25,8 @@ pub(crate) struct Moment {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) next_attempt_at: Option<DateTime<Utc>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) deadline_at: Option<DateTime<Utc>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) actor: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
@@ -43,12 +45,16 @@ impl Moment {
             kind: None,
             error: None,
             next_attempt_at: None,
+            deadline_at: None,
             actor: recorded.metadata.actor.clone(),
             reason: None,
         };
         let what = match &recorded.event {
             SagaEvent::SagaStarted { .. } => "started",
-            SagaEvent::StepStarted { step, .. } => moment.at_step(step, "begun"),
+            SagaEvent::StepStarted { step, deadline_at } => {
+                moment.deadline_at = Some(*deadline_at);
+                moment.at_step(step, "begun")
+            }
             SagaEvent::StepFailed { step, attempt, kind, error, unknown, next_attempt_at, key_is_dead } => {
                 moment.failed(*attempt, *kind, error, *next_attempt_at);
                 let what = match (unknown, key_is_dead) {
@@ -67,7 +73,10 @@ impl Moment {
                 moment.reason = Some(reason.clone());
                 moment.at_step(step, "skipped")
             }
-            SagaEvent::EventReceived { step, .. } => moment.at_step(step, "event received"),
+            SagaEvent::EventReceived { step, refusal, .. } => {
+                moment.error = refusal.clone();
+                moment.at_step(step, "event received")
+            }
             SagaEvent::UndoBegan { step, reason, .. } => {
                 (moment.step, moment.reason) = (step.clone(), Some(reason.clone()));
                 "undo begins"
@@ -117,19 +126,31 @@ impl Moment {
 
 /// A row a moment.
 pub(crate) fn timeline(history: &[Recorded<SagaEvent>]) -> Table {
-    let mut table = table(["time", "what", "step", "attempt", "error", "actor", "reason"]);
+    let mut table = table(["time", "what", "step", "attempt", "error", "until", "actor", "reason"]);
     for moment in history.iter().map(Moment::of) {
+        let until = match (moment.next_attempt_at, moment.deadline_at) {
+            (Some(at), _) => format!("again {}", at.format("%H:%M:%S")),
+            (None, Some(at)) if at - moment.at > TimeDelta::days(1) => at.format("%Y-%m-%d").to_string(),
+            (None, Some(at)) => at.format("%H:%M:%S").to_string(),
+            (None, None) => String::new(),
+        };
+        let kind = moment.kind.map(|kind| match kind {
+            FailureKind::Business => "business: ",
+            FailureKind::Transient => "transient: ",
+            FailureKind::Unknown => "unknown: ",
+        });
         table.add_row([
             moment.at.format("%Y-%m-%d %H:%M:%S%.3f").to_string(),
             moment.what,
             moment.step.unwrap_or_default(),
             moment.attempt.map(|attempt| attempt.to_string()).unwrap_or_default(),
-            moment.error.unwrap_or_default(),
+            format!("{}{}", kind.unwrap_or_default(), moment.error.unwrap_or_default()),
+            until,
             moment.actor.unwrap_or_default(),
             moment.reason.unwrap_or_default(),
         ]);
     }
-    for words in [1, 2, 4, 5, 6] {
+    for words in [1, 2, 4, 5, 6, 7] {
         if let Some(column) = table.column_mut(words) {
             column.set_cell_alignment(CellAlignment::Left);
         }

@@ -36,14 +36,18 @@ async fn what_is_stuck_is_listed_shown_and_ended_by_an_operator() {
     assert_eq!(shop.prints(&["sagas", "list", "--older-than", "1h"], 0), "there is none\n");
     assert_eq!(shop.objects(&["sagas", "list", "--limit", "2", "--json"], 0).len(), 2);
     let shown = shop.prints(&["sagas", "show", "fulfilment", retried], 0);
-    for part in ["accept", "reserve", "the ship is refused", "undo failed", "stuck"] {
+    for part in ["accept", "reserve", "business: the ship is refused", "undo failed", "stuck", "known by outside"] {
         assert!(shown.contains(part), "{part} is missing in {shown}");
     }
 
-    let said = shop.prints(&[&["sagas", "retry", "fulfilment", retried][..], &BECAUSE].concat(), 0);
-    assert!(said.contains("No process runs fulfilment at present"), "{said}");
     shop.prints(&[&["sagas", "skip", "fulfilment", skipped, "pay"][..], &BECAUSE].concat(), 0);
     shop.prints(&[&["sagas", "resolve", "fulfilment", resolved, "--as", "compensated"][..], &BECAUSE].concat(), 0);
+    let all = ["sagas", "retry", "fulfilment", "--all", "--because"];
+    let said = shop.prints(&[&all[..], &["no such words"], &BECAUSE].concat(), 0);
+    assert!(said.contains("0 of fulfilment that were stuck go on at once"), "{said}");
+    let said = shop.prints(&[&all[..], &["the refund is refused"], &BECAUSE].concat(), 0);
+    assert!(said.contains("1 of fulfilment that were stuck go on at once"), "{said}");
+    assert!(said.contains("No process runs fulfilment at present"), "{said}");
     let (_gateway, url) = Running::gateway(&[], &shop.books());
     let _worker = shop.works(&url);
     for id in &ids {

@@ -225,6 +225,7 @@ impl Builder {
             Runtime::new(store.clone(), process, this.sagas, runs, this.on_attention, this.dies_at, stop.child_token());
         let models = this.followers.into_iter().map(|(_, define)| define(&store, &contracts, &runtime));
         let models: Vec<Model> = models.collect::<Result<_, InvalidInput>>()?;
+        runtime.add_targets()?;
         let names: Vec<&'static str> = models.iter().map(|model| model.name).collect();
         if let Follow::Only(only) = &this.follow
             && let Some(unknown) = only.iter().find(|name| !names.contains(&name.as_str()))

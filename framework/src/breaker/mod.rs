@@ -14,6 +14,7 @@ use tokio::{
 };
 
 pub use self::control::{CircuitBreaker, CircuitBreakers};
+use crate::InvalidInput;
 
 /// Somebody outside whom steps and reactors call. All calls of a process to one name share a circuit breaker.
 ///
@@ -197,14 +198,46 @@ impl Breakers {
         self.lock().entry(target.name).or_insert_with(|| Breaker::new(target));
     }
 
-    /// Waits for its turn to call `target`; or says for how long it is not to be called.
-    pub(crate) async fn admit(&self, target: &Target) -> Result<Admitted<'_>, Duration> {
+    /// Knows all of `targets` from now on.
+    ///
+    /// # Errors
+    /// Two of one name differ.
+    pub(crate) fn add_all(&self, targets: impl IntoIterator<Item = Target>) -> Result<(), InvalidInput> {
+        for target in targets {
+            self.add(target);
+            let known = self.lock().get(target.name).map(|breaker| breaker.target);
+            if known.is_some_and(|known| known != target) {
+                let name = target.name;
+                return Err(InvalidInput::Other(format!(
+                    "two targets are called {name:?} and differ: all that call {name:?} share one circuit breaker, so use one constant"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for its turn to call `target`; or says for how long it is not to be called. None if it had to wait, and the call is not
+    /// `wanted` any more.
+    pub(crate) async fn admit(
+        &self,
+        target: &Target,
+        wanted: impl Future<Output = bool>,
+    ) -> Result<Option<Admitted<'_>>, Duration> {
         self.add(*target);
         let slots = self.lock().get(target.name).map(|breaker| breaker.slots.clone()).ok_or(SOON)?;
-        // Nobody closes it.
-        let slot = slots.acquire_owned().await.map_err(|_| SOON)?;
+        let slot = match slots.clone().try_acquire_owned() {
+            Ok(slot) => slot,
+            Err(_) => {
+                // Nobody closes it.
+                let slot = slots.acquire_owned().await.map_err(|_| SOON)?;
+                if !wanted.await {
+                    return Ok(None);
+                }
+                slot
+            }
+        };
         let admitted = self.lock().get_mut(target.name).map_or(Ok(()), |breaker| breaker.admit(Instant::now()));
-        admitted.map(|()| Admitted { breakers: self, target: target.name, told: false, _slot: slot })
+        admitted.map(|()| Some(Admitted { breakers: self, target: target.name, told: false, _slot: slot }))
     }
 
     fn learn(&self, target: &'static str, error: Option<&str>) {
@@ -346,15 +379,15 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_is_cut_off_counts_as_failed_and_what_was_opened_by_hand_stays_open() {
         let (breakers, target) = (Breakers::default(), Target { failures: 1, ..Target::new("gateway") });
-        drop(breakers.admit(&target).await);
-        assert!(breakers.admit(&target).await.is_err());
+        drop(breakers.admit(&target, async { true }).await);
+        assert!(breakers.admit(&target, async { true }).await.is_err());
         assert_eq!(breakers.shown()[0].last_error.as_deref(), Some("a call was cut off"));
 
         breakers.order("gateway", false);
         assert_eq!(breakers.take_closed(), ["gateway"]);
-        breakers.admit(&target).await.ok().unwrap().end(None);
+        breakers.admit(&target, async { true }).await.unwrap().unwrap().end(None);
         breakers.order("gateway", true);
-        assert!(breakers.admit(&target).await.is_err());
+        assert!(breakers.admit(&target, async { true }).await.is_err());
         assert_eq!((breakers.shown()[0].state, breakers.take_closed().len()), ("held open", 0));
     }
 }

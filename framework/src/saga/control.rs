@@ -13,6 +13,7 @@ use super::{
     engine::Input,
     instance::{Cause, Instance, Writer},
     runtime::Runtime,
+    state::StepState,
 };
 use crate::{By, Id, ReadStream, Recorded, StoreError, StreamId};
 
@@ -70,6 +71,10 @@ pub struct SagaFilter {
     pub older_than: Option<Duration>,
     /// Those with this in their id.
     pub id: Option<String>,
+    /// Those that this version of the saga runs.
+    pub version: Option<u32>,
+    /// Those with this in the reason why they are stuck, undo, or were undone.
+    pub reason: Option<String>,
     /// Those behind this one of the list before.
     pub after: Option<(DateTime<Utc>, StreamId)>,
 }
@@ -105,6 +110,19 @@ pub struct SagaInstance {
     pub started_at: DateTime<Utc>,
     /// When it was changed last.
     pub changed_at: DateTime<Utc>,
+}
+
+/// What a step of an instance is known by outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StepKeys {
+    /// The step.
+    pub step: String,
+    /// What it is tried under now, or was last.
+    pub key: Uuid,
+    /// What it was tried under before, and is known not to have happened under.
+    pub dead: Vec<Uuid>,
+    /// What it is undone under.
+    pub undo: Uuid,
 }
 
 /// How many instances of a saga there are in each state.
@@ -164,6 +182,8 @@ impl Sagas {
                     .bind(after)
                     .bind(after_stream)
                     .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+                    .bind(filter.version.map(|version| i32::try_from(version).unwrap_or(i32::MAX)))
+                    .bind(filter.reason)
                     .fetch_all(&mut *conn)
                     .await
             }
@@ -253,6 +273,48 @@ impl Sagas {
         self.tell(saga, id, Input::Completed { step: step.into(), output, reason }, by).await
     }
 
+    /// Says that `step`, which may have happened, did not and will not: then it is tried again, under a new key; or counts as not
+    /// done, if the instance undoes.
+    ///
+    /// # Errors
+    /// As [`Sagas::retry`]; if it is not in doubt whether the step happened.
+    pub async fn not_done(&self, saga: &str, id: impl Into<Id>, step: &str, by: &By) -> Result<(), StoreError> {
+        self.tell(saga, id, Input::Denied { step: step.into(), reason: by.reason.clone() }, by).await
+    }
+
+    /// The keys of an instance's steps, in the order in which they began: what they are known by outside ([`Cx::key`](crate::Cx)).
+    ///
+    /// # Errors
+    /// As [`Sagas::list`]; [`StoreError::Unfit`] if this app does not have the saga.
+    pub async fn keys(&self, saga: &str, id: impl Into<Id>) -> Result<Vec<StepKeys>, StoreError> {
+        let state = self.read(saga, id).await?.state;
+        let mut steps: Vec<_> = state.steps.iter().filter(|step| step.begun > 0).collect();
+        steps.sort_by_key(|step| step.begun);
+        let keys = |step: &&StepState| StepKeys {
+            step: step.name.clone(),
+            key: state.key(&step.name),
+            dead: (0..step.dead_keys).map(|nth| state.nth_key(&step.name, nth)).collect(),
+            undo: state.undo_key(&step.name),
+        };
+        Ok(steps.iter().map(keys).collect())
+    }
+
+    /// Pauses a saga: no instance begins, and none goes on, until it is resumed.
+    ///
+    /// # Errors
+    /// As [`Followers::pause`](crate::Followers::pause).
+    pub async fn pause(&self, saga: &str, by: &By) -> Result<(), StoreError> {
+        self.runtime.store.followers().pause(saga, by).await
+    }
+
+    /// Lets a saga go on that was paused, or halted.
+    ///
+    /// # Errors
+    /// As [`Followers::resume`](crate::Followers::resume).
+    pub async fn resume(&self, saga: &str, by: &By) -> Result<(), StoreError> {
+        self.runtime.store.followers().resume(saga, by).await
+    }
+
     /// Calls an instance off: what it did is undone.
     ///
     /// # Errors
@@ -269,7 +331,8 @@ impl Sagas {
         self.tell(saga, id, Input::Resolve { outcome, reason: by.reason.clone() }, by).await
     }
 
-    async fn tell(&self, saga: &str, id: impl Into<Id>, input: Input, by: &By) -> Result<(), StoreError> {
+    /// An instance as its stream has it.
+    async fn read(&self, saga: &str, id: impl Into<Id>) -> Result<Instance, StoreError> {
         let Some(newest) = self.runtime.versions(saga).into_iter().next() else {
             return Err(StoreError::Unfit(format!("no saga {saga:?} is registered in this app")));
         };
@@ -279,6 +342,12 @@ impl Sagas {
         if instance.version == crate::Version::NONE {
             return Err(StoreError::Unfit(format!("there is no instance {} of saga {saga}", stream.id())));
         }
+        Ok(instance)
+    }
+
+    async fn tell(&self, saga: &str, id: impl Into<Id>, input: Input, by: &By) -> Result<(), StoreError> {
+        let mut instance = self.read(saga, id).await?;
+        let stream = instance.stream.clone();
         if !instance.is_known() {
             return Err(StoreError::Unfit(format!(
                 "{} runs under version {} of its saga, which this build does not have",

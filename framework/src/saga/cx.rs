@@ -19,6 +19,8 @@ pub struct StepError {
     pub(crate) retry_after: Option<Duration>,
     /// Whether this is the answer to a question.
     pub(crate) refused: bool,
+    /// Whether no other attempt of this build gets any further.
+    pub(crate) unreadable: bool,
 }
 
 /// How much of a failure is recorded, in characters.
@@ -30,7 +32,7 @@ impl StepError {
         let message = message.to_string();
         let message =
             message.chars().take(LONGEST).map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect();
-        Self { kind, message, retry_after: None, refused: false }
+        Self { kind, message, retry_after: None, refused: false, unreadable: false }
     }
 
     /// The answer is no, and stays no. Nothing has happened, and the saga undoes what it has done.
@@ -66,8 +68,7 @@ impl StepError {
     }
 
     pub(super) fn unreadable(what: &str, error: impl fmt::Display) -> Self {
-        // Nothing was tried; and no other attempt of this build reads it better.
-        Self::unknown(format!("{what} cannot be read by this build: {error}"))
+        Self { unreadable: true, ..Self::unknown(format!("{what} cannot be read by this build: {error}")) }
     }
 }
 
@@ -108,11 +109,22 @@ impl<S: Saga> Facts<S> {
     /// What the step `step` came to.
     ///
     /// # Errors
-    /// If it is not done, was skipped, or cannot be read as `T`.
+    /// If it is not done, was skipped, has another name, or cannot be read as `T`. Where a step or an undo passes that error on, the
+    /// instance is stuck at once, and nothing is undone for it: it goes on with a build that can read it.
     pub fn output<T: DeserializeOwned>(&self, step: &str) -> Result<T, StepError> {
-        let output = self.outputs.get(step);
-        let output = output.ok_or_else(|| StepError::business(format!("step {step} has no output")))?;
-        T::deserialize(output).map_err(|error| StepError::unreadable(&format!("the output of step {step}"), error))
+        let what = format!("the output of step {step}");
+        let Some(output) = self.outputs.get(step) else {
+            return Err(StepError::unreadable(&what, "there is none: the step is not done, or has another name"));
+        };
+        T::deserialize(output).map_err(|error| StepError::unreadable(&what, error))
+    }
+
+    /// The same; none if it is not done, or was skipped.
+    ///
+    /// # Errors
+    /// If it cannot be read as `T`.
+    pub fn output_if_done<T: DeserializeOwned>(&self, step: &str) -> Result<Option<T>, StepError> {
+        if self.outputs.contains_key(step) { self.output(step).map(Some) } else { Ok(None) }
     }
 }
 

@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use super::{
     Cx, Facts, Saga, StepError, Steps,
-    engine::{Effect, What},
+    engine::What,
     plan::{Kind, Plan},
-    state::{Phase, State},
+    state::{Phase, State, Taken},
 };
 use crate::{
     App, Id, Options, Payload, PayloadLimits, Recorded, StoreError,
@@ -26,7 +26,7 @@ pub(crate) struct Look {
     pub(crate) start: Option<(Id, Value)>,
     pub(crate) route: Option<Id>,
     /// What steps that wait take from it.
-    pub(crate) taken: Vec<(String, Value)>,
+    pub(crate) taken: Vec<(String, Taken)>,
     pub(crate) cancel: Option<(Id, String)>,
 }
 
@@ -162,14 +162,6 @@ impl<S: Saga> Definition for Typed<S> {
         let (cx, state) = self.cx(call)?;
         Ok(command(cx, state.output(step).cloned().unwrap_or_default(), along))
     }
-}
-
-/// What a step is known by outside: for all its attempts the same, until it is dead; for its undo another. Two instances never
-/// share one, not even of two stores.
-pub(crate) fn key(started: Uuid, effect: &Effect) -> Uuid {
-    let direction = if effect.what == What::Undo { "undo" } else { "run" };
-    let again = if effect.dead_keys > 0 { format!(" {}", effect.dead_keys) } else { String::new() };
-    Uuid::new_v5(&started, format!("{direction} {}{again}", effect.step).as_bytes())
 }
 
 impl From<StoreError> for NotCommitted {

@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::{
     event::{FailureKind, Outcome, SagaEvent},
     plan::{InVain, Kind, Plan, Planned},
-    state::{Phase, Progress, State, StepState, later},
+    state::{Phase, Progress, State, StepState, Taken, later},
 };
 use crate::{Position, Target};
 
@@ -27,6 +27,14 @@ pub(crate) struct Failure {
     pub(crate) error: String,
     /// Not to be tried again before.
     pub(crate) retry_after: Option<Duration>,
+    /// Not to be tried again by this build.
+    pub(crate) is_final: bool,
+}
+
+impl Failure {
+    fn transient(error: String) -> Self {
+        Self { kind: FailureKind::Transient, error, retry_after: None, is_final: false }
+    }
 }
 
 /// What an instance is told.
@@ -53,6 +61,11 @@ pub(crate) enum Input {
     NotDone {
         step: String,
     },
+    /// Somebody who looked says the same.
+    Denied {
+        step: String,
+        reason: String,
+    },
     /// Whoever was asked could not say.
     NotAnswered {
         step: String,
@@ -68,7 +81,7 @@ pub(crate) enum Input {
     /// An event, with what each step that waits for such takes from it.
     Event {
         position: Position,
-        outputs: Vec<(String, Value)>,
+        outputs: Vec<(String, Taken)>,
     },
     /// Time passes.
     Tick,
@@ -116,8 +129,6 @@ pub(crate) struct Effect {
     pub(crate) what: What,
     /// Which attempt this is, from 1.
     pub(crate) attempt: u32,
-    /// How many keys of the step are dead.
-    pub(crate) dead_keys: u32,
 }
 
 /// Decides what becomes of an instance. An error is an operator's input that does not fit: nothing happens then.
@@ -154,8 +165,7 @@ pub(crate) fn effects(plan: &Plan, state: &State, now: DateTime<Utc>) -> Vec<Eff
             (_, Kind::Call { asks: true }) if step.unknown > 0 => What::Ask,
             _ => What::Run,
         };
-        let dead_keys = if what == What::Undo { 0 } else { step.dead_keys };
-        Some(Effect { step: planned.name, what, attempt: step.attempts + 1, dead_keys })
+        Some(Effect { step: planned.name, what, attempt: step.attempts + 1 })
     };
     state.current().filter(|step| is_due(step) && lives(step)).filter_map(effect).collect()
 }
@@ -189,10 +199,6 @@ fn lives_until(planned: &Planned, step: &StepState) -> Option<DateTime<Utc>> {
     // Who had it tried again has looked.
     (repeats && step.unknown > 0 && !step.retried).then(|| later(step.started_at, life))
 }
-
-/// What to do about a step of which nothing is known.
-const LOOK: &str = "Look where it would have happened. If it did, complete the step with what it came to; if it did not, retry; to give \
-                    the saga up, cancel it, and skip the step";
 
 struct Turn<'p> {
     plan: &'p Plan,
@@ -231,17 +237,20 @@ impl<'p> Turn<'p> {
             Input::Failed { step, failure } => self.failed(&step, failure, None, true),
             Input::NotDone { step } => {
                 let error = "whoever was asked says that it did not happen".into();
-                self.failed(
-                    &step,
-                    Failure { kind: FailureKind::Transient, error, retry_after: None },
-                    Some(false),
-                    true,
-                );
+                self.failed(&step, Failure::transient(error), Some(false), true);
+            }
+            Input::Denied { step, reason } => {
+                let is_open = self.state.step(&step).is_some_and(|step| step.is_open() && step.unknown > 0);
+                if !is_open || self.state.has_ended() {
+                    return Err(format!("{}: it is not in doubt whether step {step:?} happened", self.place()));
+                }
+                let error = format!("an operator says that it did not happen: {reason}");
+                self.emit(SagaEvent::SagaRetried { reason });
+                self.failed(&step, Failure::transient(error), Some(false), false);
             }
             Input::NotAnswered { step, failure } => self.failed(&step, failure, Some(true), true),
             Input::NeverTried { step } => {
-                let error = "it was given up before it was tried".into();
-                self.failed(&step, Failure { kind: FailureKind::Transient, error, retry_after: None }, None, true);
+                self.failed(&step, Failure::transient("it was given up before it was tried".into()), None, true);
             }
             Input::Undone { step } => {
                 let progress = self.state.step(&step).map(|step| step.progress);
@@ -252,15 +261,18 @@ impl<'p> Turn<'p> {
             Input::UndoFailed { step, failure } => self.undo_failed(&step, failure, true),
             Input::Event { position, outputs } => {
                 if !self.state.has_ended() && !self.state.has_received(position) {
-                    for (step, output) in outputs {
-                        let late = matches!(&self.state.phase, Phase::Stuck { step: Some(at), .. } if *at == step);
-                        let goes_on = late.then(|| SagaEvent::StepCompleted {
-                            step: step.clone(),
-                            output: output.clone(),
-                            by_hand: None,
-                        });
-                        self.emit(SagaEvent::EventReceived { step, position, output });
-                        goes_on.into_iter().for_each(|event| self.emit(event));
+                    for (step, taken) in outputs {
+                        let is_open = self.state.step(&step).is_some_and(StepState::is_open);
+                        let late =
+                            is_open && matches!(&self.state.phase, Phase::Stuck { step: Some(at), .. } if *at == step);
+                        let (output, refusal) = match taken.clone() {
+                            Ok(output) => (output, None),
+                            Err(refusal) => (Value::Null, Some(refusal)),
+                        };
+                        self.emit(SagaEvent::EventReceived { step: step.clone(), position, output, refusal });
+                        if late {
+                            self.received(step, taken);
+                        }
                     }
                 }
             }
@@ -332,13 +344,46 @@ impl<'p> Turn<'p> {
         }
     }
 
+    /// What came for a step that waits ends it.
+    fn received(&mut self, step: String, taken: Taken) {
+        match taken {
+            Ok(output) => self.emit(SagaEvent::StepCompleted { step, output, by_hand: None }),
+            Err(error) => self.emit(SagaEvent::StepFailed {
+                step,
+                attempt: 1,
+                kind: FailureKind::Business,
+                error,
+                unknown: false,
+                key_is_dead: false,
+                next_attempt_at: None,
+            }),
+        }
+    }
+
+    /// What to do about a step of which nothing is known.
+    fn look(&self, name: &str) -> String {
+        format!(
+            "Look for the key {} where it would have happened. If it did, complete the step with what it came to; if it did not, \
+             and will not, say that it is not done: then it is tried again under a new key. To give the saga up, cancel it first",
+            self.state.key(name)
+        )
+    }
+
+    /// The same, of its undo.
+    fn look_for_undo(&self, name: &str) -> String {
+        format!(
+            "Look for the key {} where it would have been undone. If it was, skip the step; if it was not, retry",
+            self.state.undo_key(name)
+        )
+    }
+
     /// An attempt failed. `asked`: whoever was asked said no (`false`), or did not say (`true`).
     fn failed(&mut self, name: &str, failure: Failure, asked: Option<bool>, waits: bool) {
         let (Some(planned), Some(step)) = (self.plan.step(name), self.state.step(name)) else { return };
         if !step.is_open() || matches!(planned.kind, Kind::Wait { .. }) || self.state.has_ended() {
             return;
         }
-        let Failure { mut kind, error, retry_after } = failure;
+        let Failure { mut kind, error, retry_after, is_final } = failure;
         let unknown = match (asked, kind) {
             (Some(still), _) => still,
             (None, FailureKind::Business) => false,
@@ -360,6 +405,7 @@ impl<'p> Turn<'p> {
         let mut next = delay.map(|delay| later(self.now, delay));
         let mut lapsed = false;
         if unknown {
+            next = next.filter(|_| !is_final);
             if let (Kind::Call { asks: false }, Some(Target { key_life: Some(life), .. })) =
                 (&planned.kind, planned.target)
             {
@@ -378,7 +424,8 @@ impl<'p> Turn<'p> {
         if unknown && next.is_none() {
             let why =
                 if lapsed { "its key does not live any longer" } else { "there are no attempts left to find out" };
-            self.stuck(Some(name), format!("it is not known whether {name} happened, and {why}: {said}. {LOOK}"));
+            let look = self.look(name);
+            self.stuck(Some(name), format!("it is not known whether {name} happened, and {why}: {said}. {look}"));
         }
     }
 
@@ -387,19 +434,20 @@ impl<'p> Turn<'p> {
         if !matches!(step.progress, Progress::Undoing | Progress::UndoWaiting) || self.state.has_ended() {
             return;
         }
-        let Failure { kind, error, retry_after } = failure;
+        let Failure { kind, error, retry_after, is_final } = failure;
         let attempt = step.attempts + 1;
         let delay = planned.undo_retry.delay(attempt, seed(name, attempt, self.now));
-        let delay = delay.filter(|_| kind != FailureKind::Business);
+        let delay = delay.filter(|_| kind != FailureKind::Business && !is_final);
         let delay = delay.map(|delay| if waits { delay.max(retry_after.unwrap_or_default()) } else { Duration::ZERO });
         let next_attempt_at = delay.map(|delay| later(self.now, delay));
         let step = name.to_owned();
         let said = error.clone();
         self.emit(SagaEvent::UndoFailed { step, attempt, kind, error, next_attempt_at });
         if next_attempt_at.is_none() {
+            let key = self.state.undo_key(name);
             let reason = format!(
-                "{name} could not be undone, after {attempt} attempts: {said}. Retry once what kept it is mended, or undo it by \
-                 hand and skip it"
+                "{name} could not be undone, after {attempt} attempts under the key {key}: {said}. Retry once what kept it is \
+                 mended, or undo it by hand and skip it"
             );
             self.stuck(Some(name), reason);
         }
@@ -461,7 +509,7 @@ impl<'p> Turn<'p> {
             }
             let kind = FailureKind::Unknown;
             let error = "the process that ran it has ended".into();
-            let failure = Failure { kind, error, retry_after: None };
+            let failure = Failure { kind, error, retry_after: None, is_final: false };
             match progress {
                 Progress::Undoing | Progress::UndoWaiting => self.undo_failed(&step, failure, false),
                 _ => self.failed(&step, failure, None, false),
@@ -490,5 +538,7 @@ fn seed(step: &str, attempt: u32, now: DateTime<Utc>) -> u64 {
         >> 16
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

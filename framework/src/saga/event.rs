@@ -97,6 +97,9 @@ pub enum SagaEvent {
         position: Position,
         /// What the step takes from it.
         output: Value,
+        /// Why the step has failed by it, if it has.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        refusal: Option<String>,
     },
     /// From here on, what was done is undone, the latest first.
     UndoBegan {

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{
     FailureKind, SagaEvent, StepError,
-    definition::{Call, Definition, NotCommitted, key},
+    definition::{Call, Definition, NotCommitted},
     engine::{Effect, Failure, Input, What, decide, effects, wakes_at},
     plan::{Kind, Plan},
     runtime::Runtime,
@@ -54,8 +54,6 @@ pub(crate) struct Instance {
     pub(crate) stream: StreamId,
     pub(crate) state: State,
     pub(crate) version: Version,
-    /// The event that it began with.
-    started: Uuid,
     correlation_id: Option<Uuid>,
     traceparent: Option<String>,
     /// What of its stream this build cannot read.
@@ -80,7 +78,6 @@ impl Instance {
             stream,
             state: State::default(),
             version: Version::NONE,
-            started: Uuid::nil(),
             correlation_id: None,
             traceparent: None,
             broken: None,
@@ -101,7 +98,7 @@ impl Instance {
             match self.runtime.contracts().decode::<SagaEvent>(&stored) {
                 Ok(recorded) => {
                     if matches!(recorded.event, SagaEvent::SagaStarted { .. }) {
-                        (self.started, self.traceparent) = (stored.event_id, stored.metadata.traceparent.clone());
+                        (self.state.started, self.traceparent) = (stored.event_id, stored.metadata.traceparent.clone());
                     }
                     self.state.apply(&recorded.event, recorded.recorded_at);
                 }
@@ -213,10 +210,10 @@ impl Instance {
 
     /// What was appended has happened.
     fn accept(&mut self, events: &[SagaEvent], ids: &[Uuid], state: State, held: bool) {
-        if let Some(nth) = events.iter().position(|event| matches!(event, SagaEvent::SagaStarted { .. })) {
-            self.started = ids[nth];
-        }
         (self.state, self.held) = (state, held);
+        if let Some(nth) = events.iter().position(|event| matches!(event, SagaEvent::SagaStarted { .. })) {
+            self.state.started = ids[nth];
+        }
         for event in events {
             let stream = &self.stream;
             match event {
@@ -240,7 +237,7 @@ impl Instance {
 
     /// What leads to whatever it does: that it began. So a long saga is no long chain of causes.
     fn cause(&self) -> Option<Uuid> {
-        (!self.started.is_nil()).then_some(self.started)
+        (!self.state.started.is_nil()).then_some(self.state.started)
     }
 
     fn metadata(&self, cause: &Cause) -> Metadata {

@@ -21,7 +21,7 @@ mod steps;
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use self::{
-    control::{SagaCounts, SagaFilter, SagaInstance, SagaState, Sagas},
+    control::{SagaCounts, SagaFilter, SagaInstance, SagaState, Sagas, StepKeys},
     cx::{Cx, Facts, StepError},
     event::{FailureKind, Outcome, SagaEvent},
     expectation::Expectation,

@@ -174,7 +174,8 @@ pub(crate) async fn check_depth(store: &Annals, event: &Recorded<Payload>) -> Re
     let path = path[path.len().saturating_sub(12)..].join(" > ");
     Err(FollowError::Handler(
         format!(
-            "more than {DEPTH} events led to this one, each by itself: sagas, reactors and commands call each other in a circle. The              end of the path: {path}. Nothing more begins from it; break the circle in the code, then discard the event"
+            "more than {DEPTH} events led to this one, each by itself: sagas, reactors and commands call each other in a circle. The \
+             end of the path: {path}. Nothing more begins from it; break the circle in the code, then discard the event"
         )
         .into(),
     ))

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap, HashSet, hash_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -13,14 +13,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::Row;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use super::{definition::Definition, instance::Instance};
 use crate::{
-    App, Id, StoreError, StreamId,
+    App, Id, InvalidInput, StoreError, StreamId,
     app::WeakApp,
     breaker::{BreakerShown, Breakers},
     event::contract::Contracts,
@@ -49,8 +49,11 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How often it is looked for what is owned here and not run, and how often breakers are shown that did not change.
 const COUNTED: Duration = Duration::from_secs(10);
 const SHOWN: Duration = Duration::from_secs(20);
-/// How many instances are taken at once.
+/// How many instances are taken at once, and how soon it is looked for more: what is taken one by one costs a query each.
 const TAKEN: usize = 100;
+const TAKES: Duration = Duration::from_millis(10);
+/// How often it is looked whether somebody runs what is open.
+const SERVED: Duration = Duration::from_secs(60);
 
 pub(crate) struct Runtime {
     pub(crate) store: Annals,
@@ -73,6 +76,8 @@ pub(crate) struct Runtime {
     pub(crate) breakers: Arc<Breakers>,
     pub(crate) stop: CancellationToken,
     tasks: TaskTracker,
+    /// Whether there may be more to take than there is room for.
+    is_full: AtomicBool,
     /// Writes so far, before and after each; and at which of them this process is to be as good as dead.
     writes: AtomicUsize,
     dies_at: Option<usize>,
@@ -140,6 +145,7 @@ impl Runtime {
             breakers: Arc::default(),
             stop,
             tasks: TaskTracker::new(),
+            is_full: AtomicBool::new(false),
             writes: AtomicUsize::new(0),
             dies_at,
         })
@@ -154,12 +160,18 @@ impl Runtime {
             async move { sql.scalar().fetch_one(&mut *conn).await }
         });
         self.heard(reading.await?);
-        let targets = self.runs.iter().flat_map(|it| it.plan().steps()).filter_map(|step| step.target);
-        targets.for_each(|target| self.breakers.add(target));
         if !self.runs.is_empty() || !self.breakers.shown().is_empty() {
             self.tasks.spawn(self.clone().keep_taking());
         }
         Ok(())
+    }
+
+    /// Knows whom the steps that run here call.
+    ///
+    /// # Errors
+    /// Two targets of one name differ.
+    pub(crate) fn add_targets(&self) -> Result<(), InvalidInput> {
+        self.breakers.add_all(self.runs.iter().flat_map(|it| it.plan().steps()).filter_map(|step| step.target))
     }
 
     pub(crate) fn contracts(&self) -> &Contracts {
@@ -242,7 +254,9 @@ impl Runtime {
                 instance.run(interrupted).await;
                 next = place.leave();
                 drop(slot);
-                runtime.due.notify_one();
+                if runtime.is_full.load(Ordering::Relaxed) {
+                    runtime.due.notify_one();
+                }
             }
         });
     }
@@ -250,6 +264,8 @@ impl Runtime {
     async fn keep_taking(self: Arc<Self>) {
         let (mut looked_at, mut counted_at) = (None::<Instant>, Instant::now());
         let (mut shown, mut shown_at, mut orders) = (vec![], Instant::now(), HashMap::new());
+        // The first time, once this process has said what it has.
+        let (mut serves_at, mut not_served) = (Instant::now() + COUNTED, BTreeSet::new());
         while !self.stop.is_cancelled() {
             if looked_at.is_none_or(|at| at.elapsed() >= LOOK) {
                 looked_at = Some(Instant::now());
@@ -271,6 +287,12 @@ impl Runtime {
                 counted_at = Instant::now();
                 self.free_lost().await;
             }
+            if serves_at <= Instant::now() {
+                serves_at = Instant::now() + SERVED;
+                if let Err(error) = self.warn_of_versions(&mut not_served).await {
+                    tracing::warn!(%error, "it cannot be looked up whether somebody runs what is open; tried again");
+                }
+            }
             self.wake_waiting().await;
             let pause = match self.take().await {
                 Ok(pause) => pause,
@@ -279,6 +301,7 @@ impl Runtime {
                     LOOK
                 }
             };
+            sleep(TAKES).await;
             tokio::select! {
                 _ = timeout(pause, self.due.notified()) => {}
                 () = self.breakers.changed.notified() => {}
@@ -364,6 +387,29 @@ impl Runtime {
         }
     }
 
+    /// Says once which instances are open that nobody can run: their version is not registered in any process.
+    async fn warn_of_versions(&self, known: &mut BTreeSet<(String, i32)>) -> Result<(), StoreError> {
+        let names: BTreeSet<&str> = self.runs.iter().map(|it| it.name()).collect();
+        let names: Vec<&str> = names.into_iter().collect();
+        let reading = self.store.inner.sql.list_unserved.query().bind(names);
+        let mut now = BTreeSet::new();
+        for row in self.store.inner.reads.all("list versions of sagas that nobody runs", reading).await? {
+            let (saga, version, instances): (String, i32, i64) = (row.get(0), row.get(1), row.get(2));
+            if !known.contains(&(saga.clone(), version)) {
+                tracing::error!(
+                    saga,
+                    version,
+                    instances,
+                    "no process that is alive has this version of the saga, so its instances do not go on: register its type \
+                     beside the new one until none is left"
+                );
+            }
+            now.insert((saga, version));
+        }
+        *known = now;
+        Ok(())
+    }
+
     /// Wakes what waited for targets that answer again.
     async fn wake_waiting(&self) {
         let closed = self.breakers.take_closed();
@@ -379,6 +425,7 @@ impl Runtime {
     /// Takes what is due, as far as there is room. Returns for how long there is nothing more to take.
     async fn take(self: &Arc<Self>) -> Result<Duration, StoreError> {
         let mut slots: Vec<OwnedSemaphorePermit> = (0..TAKEN).map_while(|_| self.slot()).collect();
+        self.is_full.store(true, Ordering::Relaxed);
         if slots.is_empty() {
             return Ok(LOOK);
         }
@@ -412,6 +459,7 @@ impl Runtime {
         if taken > 0 && slots.is_empty() {
             return Ok(Duration::ZERO);
         }
+        self.is_full.store(false, Ordering::Relaxed);
         let until = next.map_or(LOOK, |next| (next - now).to_std().unwrap_or_default());
         Ok(until.min(LOOK))
     }

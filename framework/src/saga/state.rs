@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::event::{FailureKind, Outcome, SagaEvent};
 use crate::Position;
@@ -64,8 +65,11 @@ pub(crate) struct StepState {
     pub(crate) last_error: Option<String>,
     pub(crate) output: Option<Value>,
     /// What came for it before it began.
-    pub(crate) kept: Option<Value>,
+    pub(crate) kept: Option<Taken>,
 }
+
+/// What a step that waits takes from an event: what it comes to, or why it has failed.
+pub(crate) type Taken = Result<Value, String>;
 
 impl StepState {
     fn new(name: &str) -> Self {
@@ -96,6 +100,8 @@ impl StepState {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct State {
+    /// The event that it began with: all its keys come from that one.
+    pub(crate) started: Uuid,
     pub(crate) phase: Phase,
     pub(crate) definition: u32,
     pub(crate) input: Value,
@@ -111,6 +117,7 @@ pub(crate) struct State {
 impl Default for State {
     fn default() -> Self {
         Self {
+            started: Uuid::nil(),
             phase: Phase::Early,
             definition: 0,
             input: Value::Null,
@@ -130,6 +137,22 @@ impl State {
     /// What a step came to, whatever became of it later.
     pub(crate) fn output(&self, name: &str) -> Option<&Value> {
         self.step(name)?.output.as_ref()
+    }
+
+    /// What `step` is known by outside: for all its attempts the same, until that one is dead.
+    pub(crate) fn key(&self, step: &str) -> Uuid {
+        self.nth_key(step, self.step(step).map_or(0, |step| step.dead_keys))
+    }
+
+    /// The key of `step` after so many that are dead. Two instances never share one, not even of two stores.
+    pub(crate) fn nth_key(&self, step: &str, dead_keys: u32) -> Uuid {
+        let again = if dead_keys > 0 { format!(" {dead_keys}") } else { String::new() };
+        Uuid::new_v5(&self.started, format!("run {step}{again}").as_bytes())
+    }
+
+    /// What the undo of `step` is known by outside.
+    pub(crate) fn undo_key(&self, step: &str) -> Uuid {
+        Uuid::new_v5(&self.started, format!("undo {step}").as_bytes())
     }
 
     pub(super) fn has_received(&self, position: Position) -> bool {
@@ -177,14 +200,18 @@ impl State {
                 (step.started_at, step.deadline_at) = (at, *deadline_at);
             }
             SagaEvent::StepFailed { step, attempt, error, unknown, key_is_dead, next_attempt_at, .. } => {
-                let step = self.step_mut(step);
-                (step.attempts, step.retried) = (*attempt, false);
-                step.dead_keys += u32::from(*key_is_dead);
-                step.unknown = if *unknown { step.unknown + 1 } else { 0 };
-                step.next_at = *next_attempt_at;
-                step.last_error = Some(error.clone());
+                let state = self.step_mut(step);
+                (state.attempts, state.retried) = (*attempt, false);
+                state.dead_keys += u32::from(*key_is_dead);
+                state.unknown = if *unknown { state.unknown + 1 } else { 0 };
+                state.next_at = *next_attempt_at;
+                state.last_error = Some(error.clone());
                 let is_open = *unknown || next_attempt_at.is_some();
-                step.progress = if is_open { Progress::Waiting } else { Progress::Failed };
+                state.progress = if is_open { Progress::Waiting } else { Progress::Failed };
+                // What it was stuck at is known now.
+                if !is_open {
+                    self.unstick(Some(step));
+                }
             }
             SagaEvent::StepTimedOut { step, under_way } => {
                 let step = self.step_mut(step);
@@ -214,8 +241,8 @@ impl State {
                 (state.next_at, state.unknown) = (None, 0);
                 self.unstick(Some(step));
             }
-            SagaEvent::EventReceived { step, position, output } => {
-                self.step_mut(step).kept = Some(output.clone());
+            SagaEvent::EventReceived { step, position, output, refusal } => {
+                self.step_mut(step).kept = Some(refusal.clone().map_or_else(|| Ok(output.clone()), Err));
                 self.received.push(*position);
             }
             SagaEvent::UndoBegan { reason, abandoned, .. } => {

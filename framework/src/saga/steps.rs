@@ -17,6 +17,7 @@ use super::{
     Cx, Facts, Saga, StepError,
     definition::NotCommitted,
     plan::{InVain, Kind, Plan, Planned, RetryPolicy, Rule},
+    state::Taken,
 };
 use crate::{
     Aggregate, ExecuteError, Id, PayloadLimits, Recorded, StreamId, Target, event::encode::to_json, execute::Along,
@@ -31,6 +32,7 @@ pub(crate) type Undo<S> = Box<dyn Fn(Cx<S>, Value) -> Fut<()> + Send + Sync>;
 pub(crate) type Command<S> =
     Box<dyn Fn(Cx<S>, Value, Along) -> BoxFuture<'static, Result<(), NotCommitted>> + Send + Sync>;
 pub(crate) type Take<S> = Box<dyn Fn(&Recorded<<S as Saga>::Event>) -> Option<Result<Value, StepError>> + Send + Sync>;
+pub(crate) type Refuse<S> = Box<dyn Fn(&Recorded<<S as Saga>::Event>) -> Option<String> + Send + Sync>;
 
 /// What a step does.
 pub(crate) struct Doing<S: Saga> {
@@ -39,13 +41,15 @@ pub(crate) struct Doing<S: Saga> {
     pub(crate) undo: Option<Undo<S>>,
     /// What it takes from an event, if that is one it waits for.
     pub(crate) take: Option<Take<S>>,
+    /// Why it has failed by an event.
+    pub(crate) refuse: Option<Refuse<S>>,
     pub(crate) command: Option<Command<S>>,
     pub(crate) undo_command: Option<Command<S>>,
 }
 
 impl<S: Saga> Default for Doing<S> {
     fn default() -> Self {
-        Self { run: None, ask: None, undo: None, take: None, command: None, undo_command: None }
+        Self { run: None, ask: None, undo: None, take: None, refuse: None, command: None, undo_command: None }
     }
 }
 
@@ -172,7 +176,10 @@ impl<S: Saga, T: Output> Steps<S, T> {
 
     /// Then waits for an event that [`Saga::route`] routes to the instance and from which `take` takes something. One that came
     /// before is kept for it. If none comes in its [`timeout`](Steps::timeout), the step has failed; or goes on with what
-    /// [`or_else`](Steps::or_else) says.
+    /// [`or_else`](Steps::or_else) says. [`fails_by`](Steps::fails_by) says by which events it fails.
+    ///
+    /// So an outcome that somebody calls back with later is two steps, one that calls and one that waits: whoever is called back
+    /// records it as an event of one of the application's aggregates.
     pub fn wait<U: Output>(
         self,
         name: &'static str,
@@ -190,10 +197,11 @@ impl<S: Saga, T: Output> Steps<S, T> {
     }
 
     /// What each step that waits for such takes from `event`.
-    pub(crate) fn take(&self, event: &Recorded<S::Event>) -> Result<Vec<(String, Value)>, StepError> {
+    pub(crate) fn take(&self, event: &Recorded<S::Event>) -> Result<Vec<(String, Taken)>, StepError> {
         let taking = self.doing.iter().filter_map(|(name, doing)| {
-            let taken = doing.take.as_ref()?(event)?;
-            Some(taken.map(|output| ((*name).to_owned(), output)))
+            let refused = doing.refuse.as_ref().and_then(|refuse| refuse(event)).map(|reason| Ok(Err(reason)));
+            let taken = refused.or_else(|| doing.take.as_ref()?(event).map(|taken| taken.map(Ok)))?;
+            Some(taken.map(|taken| ((*name).to_owned(), taken)))
         });
         taking.collect()
     }
@@ -386,6 +394,17 @@ impl<S: Saga, T: Output> Steps<S, T> {
         self
     }
 
+    /// The last step, which waits, has failed by an event from which `refuse` takes a reason, as by a
+    /// [`business`](StepError::business) failure. [`Saga::route`] has to route that event, too.
+    pub fn fails_by(mut self, refuse: impl Fn(&Recorded<S::Event>) -> Option<String> + Send + Sync + 'static) -> Self {
+        if self.last_wait("fails_by").is_some()
+            && let Some((_, doing)) = self.last_doing("fails_by")
+        {
+            doing.refuse = Some(Box::new(refuse));
+        }
+        self
+    }
+
     /// The last step, which waits, does so until this time instead of for a time.
     pub fn until(mut self, until: impl Fn(&Facts<S>) -> DateTime<Utc> + Send + Sync + 'static) -> Self {
         if let Some(planned) = self.last_wait("until") {
@@ -394,9 +413,14 @@ impl<S: Saga, T: Output> Steps<S, T> {
         self
     }
 
-    /// Then all of these steps at once. It goes on when each is done.
+    /// Then all of these steps at once, each by itself: none of them is before another. It goes on when each is done.
     pub fn at_once<U>(mut self, steps: impl FnOnce(Steps<S>) -> Steps<S, U>) -> Steps<S, ()> {
-        let group = steps(Steps::none());
+        let mut group = steps(Steps::none());
+        if group.plan.stages.iter().any(|stage| stage.len() > 1) {
+            let text =
+                format!("at_once() in the steps of {} is said within another: say one behind the other", S::NAME);
+            group.misplaced.get_or_insert(text);
+        }
         self.plan.stages.push(group.plan.stages.into_iter().flatten().collect());
         for (name, doing) in group.doing {
             if self.doing.insert(name, doing).is_some() {

@@ -10,6 +10,8 @@
 --   $7 after           timestamptz  behind this one, which began then; null for the first
 --   $8 after_stream    text
 --   $9 limit           bigint
+--   $10 definition     integer      the version; null for any
+--   $11 reason         text         a part of why it is stuck, or undoes; null for any
 --
 -- Returns (stream text, saga text, definition integer, version bigint, state text, step text, reason text, correlation_id uuid,
 -- owner text, due_at timestamptz, waits_for text, started_at timestamptz, changed_at timestamptz, runs boolean: whether a process
@@ -27,6 +29,8 @@ where $chosen and ($1::text is null or s.saga = $1) and ($2::text[] is null or s
   and ($4::uuid is null or s.correlation_id = $4)
   and ($5::double precision is null or s.started_at <= statement_timestamp() - make_interval(secs => $5))
   and ($6::text is null or position($6 in substr(s.stream, length(s.saga) + 3)) > 0)
+  and ($10::integer is null or s.definition = $10)
+  and ($11::text is null or position($11 in s.reason) > 0)
   and ($7::timestamptz is null or (s.started_at, s.stream) > ($7, $8))
 order by s.started_at, s.stream
 limit $9

@@ -357,6 +357,11 @@ impl<S: Saga> GivenSaga<S> {
         self
     }
 
+    #[cfg(test)]
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
     /// All that it has recorded, oldest first.
     pub fn history(&self) -> &[SagaEvent] {
         &self.history
@@ -365,6 +370,7 @@ impl<S: Saga> GivenSaga<S> {
 
 impl From<StepError> for Failure {
     fn from(error: StepError) -> Self {
-        Self { kind: error.kind, error: error.message, retry_after: error.retry_after }
+        let StepError { kind, message, retry_after, unreadable, .. } = error;
+        Self { kind, error: message, retry_after, is_final: unreadable }
     }
 }

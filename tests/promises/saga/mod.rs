@@ -86,11 +86,15 @@ impl World {
         counts
     }
 
-    /// How often each thing was asked for, and under how many keys.
-    pub(crate) fn calls(&self, what: &str, order: &str) -> (usize, usize) {
+    /// Under which keys a thing was asked for, in order.
+    pub(crate) fn keys(&self, what: &str, order: &str) -> Vec<Uuid> {
         let calls = self.calls.lock().unwrap();
-        let keys = calls.iter().filter(|call| (&*call.0, &*call.1) == (what, order)).map(|call| call.2);
-        let keys: Vec<Uuid> = keys.collect();
+        calls.iter().filter(|call| (&*call.0, &*call.1) == (what, order)).map(|call| call.2).collect()
+    }
+
+    /// How often a thing was asked for, and under how many keys.
+    pub(crate) fn calls(&self, what: &str, order: &str) -> (usize, usize) {
+        let keys = self.keys(what, order);
         (keys.len(), keys.iter().collect::<BTreeSet<_>>().len())
     }
 }

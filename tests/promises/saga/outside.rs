@@ -1,8 +1,7 @@
 //! Reactors, expectations, circuit breakers, and circles of all of them.
 
 use annals::{
-    Attention, CircuitBreaker, DeadLetters, Event, Expectation, ExpectedVersion, FailurePolicy, FollowerState,
-    NewEvent, Reaction, Reactor, StreamId, Target,
+    Attention, CircuitBreaker, DeadLetters, Expectation, FailurePolicy, FollowerState, Reaction, Reactor, Target,
 };
 
 use super::*;
@@ -236,6 +235,75 @@ async fn an_operator_has_nobody_called_and_everybody_again() {
     assert!(refused.contains("no process that is alive calls \"nobody\""), "{refused}");
 }
 
+/// Calls somebody who takes one call at a time.
+struct Queueing(Arc<World>);
+
+impl Saga for Queueing {
+    const NAME: &'static str = "queueing";
+    type Event = OrderEvent;
+    type Input = ();
+
+    fn start(event: &Recorded<OrderEvent>) -> Option<(Id, ())> {
+        Paying::start(event)
+    }
+
+    fn steps(steps: Steps<Self>) -> Steps<Self> {
+        steps
+            .step("call", |cx| async move { cx.saga.0.call("call", &cx.id, cx.key).await })
+            .calls(Target { at_once: 1, ..GATEWAY })
+            .attempt_timeout(Duration::from_millis(1_500))
+            .end()
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_waits_for_its_turn_is_not_made_once_its_saga_is_called_off() {
+    let (database, world) = (database().await, Arc::new(World::default()));
+    let app = orders(database.url()).await.saga(Queueing(world.clone())).start().await.unwrap();
+    world.answers("call", "1", &[Answer::Hangs]);
+    app.execute::<Order>("1", place("ada", 1)).await.unwrap();
+    eventually("the first one calls", || async { world.calls("call", "1").0 == 1 }).await;
+    app.execute::<Order>("2", place("ada", 1)).await.unwrap();
+    eventually("the second one waits", || async { instance(&app, "2").await.is_some_and(|it| it.step.is_some()) })
+        .await;
+
+    app.sagas().cancel("queueing", "2", &by()).await.unwrap();
+    let is_over = || async { instance(&app, "2").await.is_some_and(|it| it.state == SagaState::Compensated) };
+    eventually("it is over", is_over).await;
+    assert_eq!(world.calls("call", "2").0, 0);
+    eventually("the first one is done", || async { world.done("1") == [("call".into(), 1)].into() }).await;
+}
+
+/// All of its steps at once, or so it seems.
+struct Nested;
+
+impl Saga for Nested {
+    const NAME: &'static str = "nested";
+    type Event = OrderEvent;
+    type Input = ();
+
+    fn start(_: &Recorded<OrderEvent>) -> Option<(Id, ())> {
+        None
+    }
+
+    fn steps(steps: Steps<Self>) -> Steps<Self> {
+        steps.at_once(|steps| {
+            let steps = steps.step("first", |_| async { Ok(()) });
+            steps.at_once(|steps| steps.step("a", |_| async { Ok(()) }).step("b", |_| async { Ok(()) }))
+        })
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_fit_together_is_refused_at_the_start() {
+    let (database, world) = (database().await, Arc::new(World::default()));
+    let both = orders(database.url()).await.saga(Paying(world.clone())).saga(Queueing(world));
+    let refused = both.start().await.unwrap_err().to_string();
+    assert!(refused.contains("two targets are called \"gateway\" and differ"), "{refused}");
+    let refused = orders(database.url()).await.saga(Nested).start().await.unwrap_err().to_string();
+    assert!(refused.contains("at_once() in the steps of nested is said within another"), "{refused}");
+}
+
 /// Begins again whenever it has ended: each of its orders leads to another.
 struct Circle;
 
@@ -269,6 +337,4 @@ async fn a_saga_that_starts_itself_in_a_circle_is_bounded_and_reported() {
     let begun = app.sagas().summary().await.unwrap()["circle"].completed;
     assert!((10..=33).contains(&begun), "{begun}");
     assert_eq!(app.followers()[0].state, FollowerState::Running);
-    let _ =
-        (NewEvent::of(&OrderEvent::Confirmed), ExpectedVersion::Any, StreamId::new("x"), <OrderEvent as Event>::UNION);
 }

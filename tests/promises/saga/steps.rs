@@ -96,7 +96,10 @@ async fn an_undo_that_always_fails_is_stuck_until_an_operator_helps() {
         let stuck = shop.is(order, SagaState::Stuck).await;
         assert_eq!(stuck.step.as_deref(), Some("pay"));
         let reason = stuck.reason.unwrap();
-        assert!(reason.starts_with("pay could not be undone, after 4 attempts: down. Retry once"), "{reason}");
+        let key = shop.app.sagas().keys("fulfilment", order).await.unwrap()[1].undo;
+        let expected = format!("pay could not be undone, after 4 attempts under the key {key}: down. Retry once");
+        assert!(reason.starts_with(&expected), "{reason}");
+        assert!(shop.world.keys("refund", order).iter().all(|own| *own == key));
         assert_eq!(stuck.due_at, None);
     }
     let sagas = shop.app.sagas();
@@ -114,6 +117,34 @@ async fn an_undo_that_always_fails_is_stuck_until_an_operator_helps() {
     assert_eq!(skipped.metadata.actor.as_deref(), Some("ops"));
     let refused = sagas.retry("fulfilment", "1", &by()).await.unwrap_err().to_string();
     assert!(refused.contains("fulfilment 1: it has been undone: there is nothing to try again"), "{refused}");
+}
+
+#[tokio::test]
+async fn of_a_step_that_nobody_knows_of_an_operator_says_that_it_did_not_happen() {
+    let shop = Shop::open().await;
+    shop.world.answers("pay", "1", &[Answer::Silent; 4]);
+    shop.place("1").await;
+    let stuck = shop.is("1", SagaState::Stuck).await;
+    let sagas = shop.app.sagas();
+    let keys = sagas.keys("fulfilment", "1").await.unwrap();
+    let [_, pay] = &keys[..] else { panic!("{keys:?}") };
+    assert_eq!((&*pay.step, shop.world.keys("pay", "1")), ("pay", vec![pay.key; 4]));
+    let reason = stuck.reason.unwrap();
+    assert!(reason.contains(&format!("Look for the key {} where", pay.key)), "{reason}");
+    let listed = |part: &str| SagaFilter { reason: Some(part.into()), version: Some(1), ..SagaFilter::default() };
+    assert_eq!(sagas.list(&listed("no attempts left"), 9).await.unwrap().len(), 1);
+    assert_eq!(sagas.list(&listed("declined"), 9).await.unwrap().len(), 0);
+    let other = SagaFilter { version: Some(2), ..SagaFilter::default() };
+    assert_eq!(sagas.list(&other, 9).await.unwrap().len(), 0);
+
+    let refused = sagas.not_done("fulfilment", "1", "ship", &by()).await.unwrap_err().to_string();
+    assert!(refused.contains("it is not in doubt whether step \"ship\" happened"), "{refused}");
+    sagas.not_done("fulfilment", "1", "pay", &by()).await.unwrap();
+    shop.is("1", SagaState::Completed).await;
+    assert_eq!(shop.world.done("1"), [("pay".into(), 1), ("ship".into(), 1)].into());
+    let now = &sagas.keys("fulfilment", "1").await.unwrap()[1];
+    assert_eq!((&now.dead, shop.world.keys("pay", "1")[4]), (&vec![pay.key], now.key));
+    assert_ne!(now.key, pay.key);
 }
 
 #[tokio::test]

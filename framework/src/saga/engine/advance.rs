@@ -31,12 +31,13 @@ impl<'p> Turn<'p> {
             waits && (step.next_at.is_none() || lapsed)
         };
         let step = self.state.current().find(stuck)?;
-        let what = if step.progress == Progress::Waiting { "happened" } else { "was undone" };
-        let error = step.last_error.as_deref().unwrap_or_default();
-        let reason = format!(
-            "it is not known whether {} {what}, and it is not tried again by itself: {error}. {LOOK}",
-            step.name
-        );
+        let (name, error) = (&step.name, step.last_error.as_deref().unwrap_or_default());
+        let (what, look) = match step.progress {
+            Progress::Waiting => ("happened", self.look(name)),
+            _ => ("was undone", self.look_for_undo(name)),
+        };
+        let reason =
+            format!("it is not known whether {name} {what}, and it is not tried again by itself: {error}. {look}");
         Some((step.name.clone(), reason))
     }
 
@@ -60,8 +61,8 @@ impl<'p> Turn<'p> {
                 && self.plan.step(&step.name).is_some_and(|planned| matches!(planned.kind, Kind::Wait { .. }))
         };
         if let Some(step) = self.state.steps.iter().find(waits) {
-            let (step, output) = (step.name.clone(), step.kept.clone().unwrap_or_default());
-            self.emit(SagaEvent::StepCompleted { step, output, by_hand: None });
+            let (step, taken) = (step.name.clone(), step.kept.clone().unwrap_or(Ok(Value::Null)));
+            self.received(step, taken);
             return true;
         }
         let nth = match self.stage() {
@@ -76,12 +77,17 @@ impl<'p> Turn<'p> {
                 return true;
             }
         };
+        let ahead =
+            |planned: &&Planned| self.state.step(planned.name).is_none_or(|step| step.progress == Progress::Ahead);
+        if let Some(planned) = self.plan.stages[..nth].iter().flatten().find(ahead) {
+            let reason = "a newer build put it before a step that had begun".into();
+            self.emit(SagaEvent::StepSkipped { step: planned.name.into(), reason });
+            return true;
+        }
         let Some(stage) = self.plan.stages.get(nth) else {
             self.emit(SagaEvent::SagaCompleted);
             return true;
         };
-        let ahead =
-            |planned: &&Planned| self.state.step(planned.name).is_none_or(|step| step.progress == Progress::Ahead);
         let Some(planned) = stage.iter().find(ahead) else { return false };
         self.start(planned);
         true
@@ -109,7 +115,7 @@ impl<'p> Turn<'p> {
 
     /// Which stage it is at; or the step that it is at and that is not there.
     ///
-    /// Steps are found by name. Those that a newer build has put before the latest that began are not caught up with.
+    /// Steps are found by name. Those that a newer build has put before the latest that began are left out, which is recorded.
     fn stage(&self) -> Result<usize, String> {
         let begun = self.state.steps.iter().filter(|step| step.begun > 0);
         if let Some(open) = begun.clone().find(|step| step.is_open() && self.plan.step(&step.name).is_none()) {

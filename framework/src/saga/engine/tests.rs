@@ -1,36 +1,35 @@
 use std::{convert::Infallible, time::Duration};
 
-use chrono::{DateTime, Utc};
-use proptest::prelude::*;
+use chrono::DateTime;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{Failure, Input, Phase, Plan, Progress, State, What, decide, effects, wakes_at};
+use super::{Input, Phase, Plan, Progress, State, What, decide, effects};
 use crate::{
     Event, FailureKind, Id, Outcome, Recorded, RetryPolicy, Saga, SagaEvent, StepError, Steps, Target,
-    saga::state::later,
     testing::{GivenSaga, given_saga, recorded},
 };
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-enum TripEvent {
+pub(super) enum TripEvent {
     Booked { nights: u32 },
     Paid { cents: i64 },
+    Declined { reason: String },
     CalledOff,
 }
 
 impl Event for TripEvent {}
 
 const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
 async fn done<T>(value: T) -> Result<T, StepError> {
     Ok(value)
 }
 
 /// Two bookings at once, a payment that comes as an event, a ticket.
-struct Trip;
+pub(super) struct Trip;
 
 impl Saga for Trip {
     const NAME: &'static str = "trip";
@@ -68,6 +67,10 @@ impl Saga for Trip {
             })
             .wait("payment", |event| match event.event {
                 TripEvent::Paid { cents } => Some(cents),
+                _ => None,
+            })
+            .fails_by(|event| match &event.event {
+                TripEvent::Declined { reason } => Some(reason.clone()),
                 _ => None,
             })
             .timeout(10 * MINUTE)
@@ -251,6 +254,72 @@ fn an_event_that_does_not_come_in_time_fails_its_step() {
 }
 
 #[test]
+fn an_event_may_say_that_what_was_waited_for_will_not_come() {
+    let declined = || [recorded("trip-1", TripEvent::Declined { reason: "no cover".into() })];
+    let trip = booked().succeeds("hotel", 3).succeeds("flight", "F1").when(declined());
+    let trip = trip.then_undoes("flight").undone("flight").undone("hotel").then_compensated();
+    let reason = trip.history().iter().find_map(|event| match event {
+        SagaEvent::SagaCompensated { reason } => Some(reason.as_str()),
+        _ => None,
+    });
+    assert_eq!(reason, Some("payment: no cover"));
+    // One that comes early is kept for its step, too; of several, the last one counts.
+    booked()
+        .when(declined())
+        .then_runs(["hotel", "flight"])
+        .succeeds("flight", "F1")
+        .succeeds("hotel", 3)
+        .then_undoes("hotel");
+    paid(booked().when(declined()), 500).succeeds("hotel", 3).succeeds("flight", "F1").then_skipped("upgrade");
+}
+
+#[test]
+fn somebody_who_looked_says_that_a_step_did_not_happen() {
+    let denied = |trip: &GivenSaga<Trip>, step: &str| {
+        let (state, steps) = (trip.state().clone(), Steps::<Trip>::of_saga());
+        let input = Input::Denied { step: step.into(), reason: "they have no such ticket".into() };
+        decide(&steps.plan, &state, input, DateTime::UNIX_EPOCH)
+    };
+    let unknown = || StepError::unknown("no answer");
+    let stuck =
+        at_ticket().fails("ticket", unknown()).passes(20 * SECOND).fails("ticket", unknown()).then_stuck("ticket");
+    let key = stuck.state().key("ticket");
+    let Phase::Stuck { reason, .. } = &stuck.state().phase else { panic!() };
+    assert!(reason.contains(&format!("Look for the key {key} where it would have happened")), "{reason}");
+    let (_, state) = denied(&stuck, "ticket").unwrap();
+    assert_eq!((&state.phase, state.step("ticket").map(|step| step.unknown)), (&Phase::Forward, Some(0)));
+    assert_ne!(state.key("ticket"), key, "what might still be on its way is of another key");
+
+    // Of one that undoes, it is not tried again.
+    let undoing = at_ticket().fails("ticket", unknown()).cancelled("no");
+    let (events, state) = denied(&undoing, "ticket").unwrap();
+    assert_eq!(state.step("ticket").map(|step| step.progress), Some(Progress::Failed));
+    assert!(matches!(events.last(), Some(SagaEvent::UndoStarted { step }) if step == "payment"), "{events:?}");
+
+    let refused = denied(&at_ticket(), "ticket").unwrap_err();
+    assert_eq!(refused, "it is at ticket: it is not in doubt whether step \"ticket\" happened");
+}
+
+#[test]
+fn what_a_build_cannot_read_undoes_nothing() {
+    let trip = at_ticket();
+    let facts = crate::Facts::<Trip>::of(trip.state()).unwrap();
+    assert_eq!(facts.output_if_done::<i64>("paiment"), Ok(None));
+    let error = facts.output::<i64>("paiment").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the output of step paiment cannot be read by this build: there is none: the step is not done, or has another name"
+    );
+    trip.fails("ticket", error.clone())
+        .then_stuck("ticket")
+        .then_undone([])
+        .retried("it is spelled right")
+        .then_runs(["ticket"]);
+    let undoing = booked().succeeds("flight", "F1").succeeds("hotel", 3).cancelled("no");
+    undoing.undo_fails("hotel", error).then_stuck("hotel").retried("it is spelled right").then_undoes("hotel");
+}
+
+#[test]
 fn an_event_calls_off_what_is_under_way() {
     booked()
         .when([recorded("trip-1", TripEvent::CalledOff)])
@@ -361,6 +430,18 @@ fn steps_that_changed_their_order_hold_nothing_up() {
     assert_eq!(state.current().map(|step| step.name.as_str()).collect::<Vec<_>>(), ["ticket"]);
     other.stages.rotate_left(1);
     assert_eq!(tell(&other, &state, done("ticket")).phase, Phase::Completed);
+
+    // What is put before where an instance is, is left out, and that is recorded.
+    let (events, on) = decide(&without(&["hotel", "flight", "payment"]), &state, done("ticket"), now).unwrap();
+    let left_out: Vec<(&str, &str)> = events
+        .iter()
+        .filter_map(|event| match event {
+            SagaEvent::StepSkipped { step, reason } => Some((step.as_str(), reason.as_str())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(left_out, [("pause", "a newer build put it before a step that had begun")]);
+    assert_eq!(on.phase, Phase::Completed);
 }
 
 #[test]
@@ -373,7 +454,7 @@ fn what_cannot_be_read_is_stuck_and_not_lost() {
         let told = Input::Succeeded { step: step.into(), output };
         (_, state) = decide(&steps.plan, &state, told, now).unwrap();
     }
-    let outputs = vec![("payment".to_owned(), json!(1))];
+    let outputs = vec![("payment".to_owned(), Ok(json!(1)))];
     let told = Input::Event { position: crate::Position::new(9), outputs };
     (_, state) = decide(&steps.plan, &state, told, now).unwrap();
 
@@ -431,158 +512,6 @@ fn steps_are_found_by_name_when_the_code_has_changed() {
     assert_eq!(skipped.current().map(|step| step.name.as_str()).collect::<Vec<_>>(), ["payment"]);
     let back = tell(&plan, &stuck, Input::Retry { reason: "it is back".into() });
     assert_eq!(to_do(&plan, &back), [("flight", What::Run)]);
-}
-
-fn failure() -> impl Strategy<Value = Failure> {
-    let kind = prop_oneof![Just(FailureKind::Business), Just(FailureKind::Transient), Just(FailureKind::Unknown)];
-    kind.prop_map(|kind| Failure { kind, error: "it fails".into(), retry_after: None })
-}
-
-/// What may happen to a step that is under way, or to none.
-#[derive(Debug, Clone)]
-enum Chance {
-    Succeeds,
-    Fails(Failure),
-    NotDone,
-    Late(usize),
-    Paid,
-    Passes(u64),
-    Interrupted,
-    Cancelled,
-    Retried,
-    Skipped,
-}
-
-fn chance() -> impl Strategy<Value = Chance> {
-    prop_oneof![
-        8 => Just(Chance::Succeeds),
-        4 => failure().prop_map(Chance::Fails),
-        1 => Just(Chance::NotDone),
-        1 => (0..6_usize).prop_map(Chance::Late),
-        2 => Just(Chance::Paid),
-        3 => (0..900_u64).prop_map(Chance::Passes),
-        1 => Just(Chance::Interrupted),
-        1 => Just(Chance::Cancelled),
-        1 => Just(Chance::Retried),
-        1 => Just(Chance::Skipped),
-    ]
-}
-
-/// The world outside: what each step really did there.
-#[derive(Default)]
-struct World {
-    hotel: bool,
-    flight: bool,
-    payment: bool,
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
-    #[test]
-    fn whatever_happens_it_ends_goes_on_or_is_stuck(chances in prop::collection::vec((chance(), any::<prop::sample::Index>()), 1..60)) {
-        let plan = Steps::<Trip>::of_saga().plan;
-        let mut now = DateTime::UNIX_EPOCH;
-        let mut history: Vec<(SagaEvent, DateTime<Utc>)> = vec![];
-        let mut state = State::default();
-        let mut skipped = false;
-        let mut inputs = vec![Input::Start { definition: 1, input: json!(3) }];
-        let names: Vec<&str> = plan.steps().map(|step| step.name).collect();
-        for (chance, index) in chances {
-            let doing = effects(&plan, &state, now);
-            let at = (!doing.is_empty()).then(|| index.get(&doing).clone());
-            let step = at.as_ref().map(|at| at.step.to_owned());
-            let output = |name: &str| match name { "hotel" => json!(3), "flight" => json!("F1"), "payment" => json!(500), _ => Value::Null };
-            let input = match (chance, at.map(|at| at.what), step) {
-                (Chance::Succeeds, Some(What::Undo), Some(step)) => Input::Undone { step },
-                (Chance::Succeeds, Some(_), Some(step)) => Input::Succeeded { output: output(&step), step },
-                (Chance::Fails(failure), Some(What::Undo), Some(step)) => Input::UndoFailed { step, failure },
-                (Chance::Fails(failure), Some(What::Ask), Some(step)) => Input::NotAnswered { step, failure },
-                (Chance::Fails(failure), Some(What::Run), Some(step)) => Input::Failed { step, failure },
-                (Chance::NotDone, Some(What::Ask), Some(step)) => Input::NotDone { step },
-                (Chance::Late(nth), ..) if names[nth] != "payment" && names[nth] != "pause" =>
-                    Input::Succeeded { step: names[nth].into(), output: output(names[nth]) },
-                (Chance::Paid, ..) => Input::Event {
-                    position: crate::Position::new(7), outputs: vec![("payment".into(), json!(500))],
-                },
-                (Chance::Passes(seconds), ..) => { now = later(now, Duration::from_secs(seconds)); Input::Tick }
-                (Chance::Interrupted, ..) => Input::Interrupted,
-                (Chance::Cancelled, ..) => Input::Cancel { reason: "no".into() },
-                (Chance::Retried, ..) => Input::Retry { reason: "again".into() },
-                (Chance::Skipped, _, Some(step)) => Input::Skip { step, reason: "by hand".into() },
-                _ => Input::Tick,
-            };
-            inputs.push(input);
-            for input in inputs.drain(..) {
-                let is_skip = matches!(input, Input::Skip { .. });
-                let Ok((events, decided)) = decide(&plan, &state, input, now) else { continue };
-                skipped |= is_skip;
-                for event in events {
-                    let was = state.clone();
-                    state.apply(&event, now);
-                    if let SagaEvent::UndoStarted { step } = &event {
-                        prop_assert!(!was.steps.iter().any(|step| step.is_open()), "undone while something is open: {was:?}");
-                        let done = was.steps.iter().filter(|step| step.progress == Progress::Completed);
-                        let undoable = done.filter(|step| plan.step(&step.name).is_some_and(|planned| planned.has_undo));
-                        let latest = undoable.max_by_key(|step| step.completed);
-                        prop_assert_eq!(latest.map(|step| &step.name), Some(step));
-                    }
-                    history.push((event, now));
-                }
-                prop_assert_eq!(&state, &decided);
-            }
-            let folded = history.iter().fold(State::default(), |mut state, (event, at)| { state.apply(event, *at); state });
-            prop_assert_eq!(&folded, &state);
-
-            // Every instance ends, has something to do, will have by time, waits for an event that has a deadline, or is stuck.
-            let goes_on = !effects(&plan, &state, now).is_empty() || wakes_at(&plan, &state, now).is_some();
-            let is_stuck = matches!(state.phase, Phase::Stuck { .. });
-            prop_assert!(state.has_ended() || is_stuck || goes_on, "{:?}", state);
-            // What ended undone has nothing left that happened; an operator may have said otherwise.
-            if state.phase == Phase::Compensated && !skipped {
-                let mut world = World::default();
-                for (event, _) in &history {
-                    let (step, is_done) = match event {
-                        SagaEvent::StepCompleted { step, .. } => (step, true),
-                        SagaEvent::StepUndone { step } => (step, false),
-                        _ => continue,
-                    };
-                    match &**step {
-                        "hotel" => world.hotel = is_done,
-                        "flight" => world.flight = is_done,
-                        "payment" => world.payment = is_done,
-                        _ => {}
-                    }
-                }
-                prop_assert!(!world.hotel && !world.flight && !world.payment);
-                prop_assert!(state.steps.iter().all(|step| step.unknown == 0), "{:?}", state);
-            }
-        }
-    }
-
-    /// 10,000 times in all: whichever comes first, the step is done and undone, or done.
-    #[test]
-    fn a_time_out_and_a_success_in_the_same_instant_are_decided_by_their_order(times in prop::collection::vec(any::<bool>(), 40)) {
-        let plan = Steps::<Trip>::of_saga().plan;
-        for success_first in times {
-            let mut now = DateTime::UNIX_EPOCH;
-            let tell = |state: &State, input, now| decide(&plan, state, input, now).map(|(_, state)| state);
-            let mut state = tell(&State::default(), Input::Start { definition: 1, input: json!(3) }, now).unwrap();
-            state = tell(&state, Input::Succeeded { step: "hotel".into(), output: json!(3) }, now).unwrap();
-            now = later(now, MINUTE);
-            let success = Input::Succeeded { step: "flight".into(), output: json!("F1") };
-            let inputs = if success_first { [success, Input::Tick] } else { [Input::Tick, success] };
-            for input in inputs {
-                state = tell(&state, input, now).unwrap();
-            }
-            let doing: Vec<(&str, What)> = effects(&plan, &state, now).iter().map(|effect| (effect.step, effect.what)).collect();
-            if success_first {
-                prop_assert_eq!(&state.phase, &Phase::Forward);
-                prop_assert!(doing.is_empty());
-            } else {
-                prop_assert_eq!(doing, vec![("flight", What::Undo)]);
-            }
-        }
-    }
 }
 
 #[test]

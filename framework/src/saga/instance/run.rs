@@ -43,7 +43,9 @@ impl Instance {
             if self.doubted && !self.is_still_held().await {
                 // Somebody else goes on with it. What is under way here is told of when it comes: with the same key.
                 while let Some((_, _, landed)) = flights.next().await {
-                    if let Landed::Told(input) = landed {
+                    if let Landed::Told(input) = landed
+                        && !matches!(input, Input::NeverTried { .. })
+                    {
                         let _ = self.tell(input, Writer::Other, &Cause::default()).await;
                     }
                 }
@@ -145,12 +147,18 @@ impl Instance {
             let planned = plan.plan().step(effect.step);
             let (limit, target) = planned.map_or((PAUSE, None), |planned| (planned.attempt_timeout, planned.target));
             let breakers = self.runtime.breakers.clone();
+            // One that has never been tried is not begun any more once what was done is undone.
+            let is_first =
+                effect.what == What::Run && self.state.step(effect.step).is_some_and(|step| step.unknown == 0);
+            let (runtime, stream) = (self.runtime.clone(), self.stream.clone());
             flights.push(Box::pin(async move {
                 let (step, what) = (effect.step, effect.what);
+                let wanted = async { !is_first || !is_called_off(&runtime, &stream).await };
                 let admitted = match &target {
                     None => None,
-                    Some(target) => match breakers.admit(target).await {
-                        Ok(admitted) => Some(admitted),
+                    Some(target) => match breakers.admit(target, wanted).await {
+                        Ok(None) => return (step, what, Landed::Told(Input::NeverTried { step: step.into() })),
+                        Ok(admitted) => admitted,
                         Err(wait) => return (step, what, Landed::Postponed(target.name, wait)),
                     },
                 };
@@ -172,8 +180,11 @@ impl Instance {
         };
         Some(Call {
             id: Id::from(self.stream.id()),
-            key: key(self.started, effect),
-            command_key: key(self.started, &Effect { dead_keys: 0, ..effect.clone() }),
+            key: if effect.what == What::Undo { self.state.undo_key(effect.step) } else { self.state.key(effect.step) },
+            command_key: match effect.what {
+                What::Undo => self.state.undo_key(effect.step),
+                _ => self.state.nth_key(effect.step, 0),
+            },
             attempt: effect.attempt,
             now: self.runtime.now(),
             state: Arc::new(self.state.clone()),
@@ -256,7 +267,7 @@ impl Instance {
         let mut waits_for = None;
         if let Some((target, until)) = self.postponed.values().min_by_key(|(_, until)| *until) {
             // Not all at once: the first one that calls there decides for all.
-            let spread = self.started.as_u128() as u64 % 1_000;
+            let spread = self.state.started.as_u128() as u64 % 1_000;
             let until = later(*until, (*until - now).to_std().unwrap_or_default().mul_f64(spread as f64 / 4_000.0));
             let wakes = wakes_at(self.plan(), &self.state, now);
             (due_at, waits_for) = (Some(wakes.map_or(until, |at| at.min(until))), Some(*target));
@@ -311,6 +322,13 @@ impl Instance {
             }
         }
     }
+}
+
+/// Whether an instance undoes what it has done, which somebody else may have told it. In doubt it does not.
+async fn is_called_off(runtime: &Runtime, stream: &StreamId) -> bool {
+    let asking = runtime.store.inner.sql.read_saga.query().bind(stream.as_str());
+    let row = runtime.store.inner.reads.optional("read whether a saga was called off", asking).await;
+    row.is_ok_and(|row| row.is_some_and(|row| sqlx::Row::get::<String, _>(&row, 1) == "undoing"))
 }
 
 /// What of an attempt is a failure of whoever was called: an answer is none, whatever it says.
