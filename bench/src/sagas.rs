@@ -174,15 +174,18 @@ pub(crate) async fn ended_a_second(
     server.drop_store(STORE).await?;
     let annals = connect(server, STORE).await?;
     let registered = || annals.app().aggregate::<Job>().saga(Work).saga(Sleep);
-    let mut before = 0;
+    let mut memory = String::new();
     if sleeping > 0 {
+        let without = resident(server).await?;
         post_all(&annals, "sleeping-", sleeping, &JobEvent::Slept).await?;
         let app = registered().start().await?;
         while app.sagas().summary().await?.get("sleep").is_none_or(|counts| (counts.running as usize) < sleeping) {
             sleep(Duration::from_millis(100)).await;
         }
         app.shutdown().await;
-        before = server::own_peak().unwrap_or_default();
+        let with = resident(server).await?;
+        memory =
+            format!("; a process beside {sleeping} that sleep has {with:.1} MB resident, and {without:.1} beside none");
     }
     let annals = connect(server, STORE).await?;
     post_all(&annals, "", SAGAS, &JobEvent::Posted).await?;
@@ -204,7 +207,7 @@ pub(crate) async fn ended_a_second(
     let resident_mb = server::own_peak();
     let note = format!(
         "one saga is 10 events of its own and 4 of its aggregate in 5 appends; {transactions:.2} transactions each were committed, as \
-         many appends share one; {before} MB before"
+         many appends share one{memory}"
     );
     let ours = Figures { resident_mb, note: Some(note), ..Figures::rate(SAGAS, elapsed) };
 
@@ -316,6 +319,18 @@ async fn committed(server: &Server) -> Result<i64, BoxError> {
 fn other(server: &Server) -> Result<Child, BoxError> {
     let program = std::env::current_exe()?;
     Ok(Command::new(program).arg("sagas-process").arg(server.url()).kill_on_drop(true).spawn()?)
+}
+
+/// What a process that runs sagas has resident once it has looked around, in MB.
+async fn resident(server: &Server) -> Result<f64, BoxError> {
+    const LOOKS_AROUND: Duration = Duration::from_secs(15);
+    let mut process = other(server)?;
+    sleep(LOOKS_AROUND).await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id().unwrap_or_default()))?;
+    process.kill().await?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes: Option<f64> = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+    Ok(kilobytes.ok_or("the kernel does not say what a process has resident")? / 1_024.0)
 }
 
 /// One of several processes that run sagas, until it is killed.

@@ -260,7 +260,7 @@ impl Sagas {
     /// there; or undoes it, if it is undoing.
     ///
     /// # Errors
-    /// As [`Sagas::retry`]; if the step is not open.
+    /// As [`Sagas::retry`]; if the step is not open, or does not come to such a thing.
     pub async fn complete(
         &self,
         saga: &str,
@@ -356,6 +356,10 @@ impl Sagas {
             )));
         }
         let cause = Cause { actor: Some(by.actor.clone()), event: None };
+        if let Input::Completed { step, output, .. } = &input {
+            let checked = instance.definition.check_output(step, output);
+            checked.map_err(|why| StoreError::Unfit(format!("{saga} {}: {why}", stream.id())))?;
+        }
         match instance.tell(input, Writer::Other, &cause).await? {
             Ok(_) => {
                 self.runtime.due.notify_one();

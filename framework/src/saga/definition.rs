@@ -56,6 +56,8 @@ pub(crate) trait Definition: Send + Sync {
     fn version(&self) -> u32;
     fn plan(&self) -> &Plan;
     fn look(&self, contracts: &Contracts, raw: &Recorded<Payload>) -> Result<Look, FollowError>;
+    /// Refuses what a step cannot come to, with the reason.
+    fn check_output(&self, step: &str, output: &Value) -> Result<(), String>;
     /// Whether this is one command, which commits with the step.
     fn commits(&self, step: &str, what: What) -> bool;
     /// What it will come to; for a question, none if it did not happen. An error is that this build cannot read what the step needs:
@@ -126,6 +128,10 @@ impl<S: Saga> Definition for Typed<S> {
                 cancel: S::cancel(&event),
             })
         })?
+    }
+
+    fn check_output(&self, step: &str, output: &Value) -> Result<(), String> {
+        self.steps.check_output(step, output)
     }
 
     fn commits(&self, step: &str, what: What) -> bool {

@@ -116,6 +116,21 @@ use crate::{Begin, Event, FailurePolicy, Id, Recorded};
 /// # Ok(()) }
 /// ```
 ///
+/// # Changing the steps
+/// Instances that are under way go on with the steps of the build that runs them:
+///
+/// | what changes | an instance |
+/// | --- | --- |
+/// | a step behind where it is, added or removed | runs it, or does not |
+/// | a step before where it is, added | leaves it out, which is recorded |
+/// | a step that it has done, removed | goes on; it is stuck if that step is to be undone |
+/// | a step that it is at, removed | is stuck there until the step is back, or an operator skips it |
+/// | a step's name | takes it for one that was removed and another one |
+/// | what a step comes to, or the input | is stuck where it cannot read what is stored |
+/// | an undo, a retry policy | goes by the new one; a deadline is recorded when the step begins |
+///
+/// For whatever does not fit, raise [`VERSION`](Saga::VERSION).
+///
 /// # Source
 /// H. Garcia-Molina, K. Salem, *Sagas*, 1987.
 pub trait Saga: Send + Sync + Sized + 'static {

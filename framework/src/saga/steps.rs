@@ -34,6 +34,9 @@ pub(crate) type Command<S> =
 pub(crate) type Take<S> = Box<dyn Fn(&Recorded<<S as Saga>::Event>) -> Option<Result<Value, StepError>> + Send + Sync>;
 pub(crate) type Refuse<S> = Box<dyn Fn(&Recorded<<S as Saga>::Event>) -> Option<String> + Send + Sync>;
 
+/// Why a value is not of the type that a step comes to.
+pub(crate) type Fits = fn(&Value) -> Result<(), String>;
+
 /// What a step does.
 pub(crate) struct Doing<S: Saga> {
     pub(crate) run: Option<Run<S>>,
@@ -41,6 +44,8 @@ pub(crate) struct Doing<S: Saga> {
     pub(crate) undo: Option<Undo<S>>,
     /// What it takes from an event, if that is one it waits for.
     pub(crate) take: Option<Take<S>>,
+    /// Whether something can be what it comes to.
+    pub(crate) fits: Option<Fits>,
     /// Why it has failed by an event.
     pub(crate) refuse: Option<Refuse<S>>,
     pub(crate) command: Option<Command<S>>,
@@ -49,7 +54,16 @@ pub(crate) struct Doing<S: Saga> {
 
 impl<S: Saga> Default for Doing<S> {
     fn default() -> Self {
-        Self { run: None, ask: None, undo: None, take: None, refuse: None, command: None, undo_command: None }
+        Self {
+            run: None,
+            ask: None,
+            undo: None,
+            take: None,
+            fits: None,
+            refuse: None,
+            command: None,
+            undo_command: None,
+        }
     }
 }
 
@@ -114,7 +128,9 @@ const STEP_TIME: Duration = Duration::from_secs(60 * 60);
 const ATTEMPT_TIME: Duration = Duration::from_secs(30);
 
 impl<S: Saga, T: Output> Steps<S, T> {
-    fn add<U>(mut self, name: &'static str, kind: Kind, timeout: Duration, doing: Doing<S>) -> Steps<S, U> {
+    fn add<U: Output>(mut self, name: &'static str, kind: Kind, timeout: Duration, doing: Doing<S>) -> Steps<S, U> {
+        let fits: Fits = |output| U::deserialize(output).map(drop).map_err(|error| error.to_string());
+        let doing = Doing { fits: Some(fits), ..doing };
         self.plan.stages.push(vec![Planned {
             name,
             kind,
@@ -147,6 +163,9 @@ impl<S: Saga, T: Output> Steps<S, T> {
     /// is known makes the instance stuck, and is not repeated. An attempt that does not end in
     /// [`attempt_timeout`](Steps::attempt_timeout), panics, or is cut off by the end of the process counts as
     /// [`unknown`](StepError::unknown).
+    ///
+    /// A step that failed has not happened, and is not undone. One that does several things may have done some of them: what takes
+    /// those back is the undo of a step before it, which may do nothing else.
     pub fn step<U: Output, F>(self, name: &'static str, run: impl Fn(Cx<S>) -> F + Send + Sync + 'static) -> Steps<S, U>
     where
         F: Future<Output = Result<U, StepError>> + Send + 'static,
@@ -204,6 +223,14 @@ impl<S: Saga, T: Output> Steps<S, T> {
             Some(taken.map(|taken| ((*name).to_owned(), taken)))
         });
         taking.collect()
+    }
+
+    /// Refuses what `step` cannot come to, with the reason.
+    pub(crate) fn check_output(&self, step: &str, output: &Value) -> Result<(), String> {
+        let fits = self.doing.get(step).and_then(|doing| doing.fits);
+        fits.map_or(Ok(()), |fits| {
+            fits(output).map_err(|error| format!("step {step} does not come to {output}: {error}"))
+        })
     }
 
     /// What is wrong with the list, if something is.

@@ -24,6 +24,8 @@ const AT_ONCE: usize = 4;
 /// for the one that is killed and for the one that goes on; `drive` begins what there is to do, and `end` tells what came of it
 /// once every saga has ended, or is stuck.
 ///
+/// Time is real here: retry policies and waits are to be short. The number of runs is that of the points, four at a time.
+///
 /// A point is right before an append and right after it: what a step did outside, and what nobody recorded, is among them.
 ///
 /// # Panics

@@ -141,6 +141,16 @@ impl<S: Saga> GivenSaga<S> {
         assert!(begun, "step {step} has not begun; {}", self.place());
     }
 
+    /// `output` as it is stored, if it is one of `step`'s.
+    #[track_caller]
+    fn output(&self, step: &str, output: impl Serialize) -> serde_json::Value {
+        let output = serde_json::to_value(output).unwrap_or_else(|error| panic!("its output: {error}"));
+        if let Err(error) = self.steps.check_output(step, &output) {
+            panic!("{error}");
+        }
+        output
+    }
+
     fn place(&self) -> String {
         let now = effects(&self.steps.plan, &self.state, self.now);
         format!(
@@ -163,7 +173,7 @@ impl<S: Saga> GivenSaga<S> {
     #[track_caller]
     pub fn succeeds(mut self, step: &str, output: impl Serialize) -> Self {
         self.is_begun(step);
-        let output = serde_json::to_value(output).unwrap_or_else(|error| panic!("its output: {error}"));
+        let output = self.output(step, output);
         self.tell(Input::Succeeded { step: step.into(), output });
         self
     }
@@ -252,7 +262,7 @@ impl<S: Saga> GivenSaga<S> {
     /// An operator says that `step` happened, and what it came to.
     #[track_caller]
     pub fn completed(mut self, step: &str, output: impl Serialize, reason: &str) -> Self {
-        let output = serde_json::to_value(output).unwrap_or_else(|error| panic!("its output: {error}"));
+        let output = self.output(step, output);
         self.tell(Input::Completed { step: step.into(), output, reason: reason.into() });
         self
     }

@@ -139,6 +139,8 @@ async fn of_a_step_that_nobody_knows_of_an_operator_says_that_it_did_not_happen(
 
     let refused = sagas.not_done("fulfilment", "1", "ship", &by()).await.unwrap_err().to_string();
     assert!(refused.contains("it is not in doubt whether step \"ship\" happened"), "{refused}");
+    let refused = sagas.complete("fulfilment", "1", "pay", 7.into(), &by()).await.unwrap_err().to_string();
+    assert!(refused.contains("fulfilment 1: step pay does not come to 7: invalid type"), "{refused}");
     sagas.not_done("fulfilment", "1", "pay", &by()).await.unwrap();
     shop.is("1", SagaState::Completed).await;
     assert_eq!(shop.world.done("1"), [("pay".into(), 1), ("ship".into(), 1)].into());

@@ -301,6 +301,12 @@ fn somebody_who_looked_says_that_a_step_did_not_happen() {
 }
 
 #[test]
+#[should_panic = "step flight does not come to 7: invalid type: integer `7`, expected a string"]
+fn a_step_comes_to_what_its_type_says() {
+    booked().succeeds("flight", 7);
+}
+
+#[test]
 fn what_a_build_cannot_read_undoes_nothing() {
     let trip = at_ticket();
     let facts = crate::Facts::<Trip>::of(trip.state()).unwrap();
