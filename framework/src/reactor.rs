@@ -153,13 +153,14 @@ impl<R: Reactor> Handle for Reacting<R> {
                 return Ok(Done::Skipped(reason));
             }
             check_depth(&self.runtime.store, &raw).await?;
-            let Some(app) = self.runtime.app() else { return Err(FollowError::Store(StoreError::Closed)) };
+            let app = self.runtime.app().filter(|_| !self.runtime.stop.is_cancelled());
+            let Some(app) = app else { return Err(waiting("the app is shut down")) };
             let key = Uuid::new_v5(&NAMESPACE, format!("{} {}", R::NAME, event.event_id).as_bytes());
             let admitted = match R::TARGET {
                 None => None,
                 Some(target) => match self.runtime.breakers.admit(&target).await {
                     Ok(admitted) => Some(admitted),
-                    Err(_) => return Err(open(target.name)),
+                    Err(_) => return Err(waiting(&format!("the circuit breaker before {} is open", target.name))),
                 },
             };
             let reaction = Reaction { event, key, age, present, app };
@@ -170,13 +171,16 @@ impl<R: Reactor> Handle for Reacting<R> {
                 let failure = result.as_ref().err().filter(|error| error.kind() != FailureKind::Business);
                 admitted.end(failure.map(ToString::to_string).as_deref());
             }
-            result.map(|()| Done::Handled).map_err(|error| FollowError::Handler(error.into()))
+            result.map(|()| Done::Handled).map_err(|error| match self.runtime.stop.is_cancelled() {
+                // What it called for was refused here, and nobody else has said no: another process, or the next start, does it.
+                true => waiting(&format!("the app is shut down: {error}")),
+                false => FollowError::Handler(error.into()),
+            })
         })
     }
 }
 
-/// Nobody is called there at present: the reactor waits, and no event fails for it.
-fn open(target: &str) -> FollowError {
-    let why = format!("the circuit breaker before {target} is open");
-    FollowError::Store(StoreError::Unavailable { what: "react to an event", source: sqlx::Error::Protocol(why) })
+/// Nothing can be done at present: the reactor waits, and no event fails for it.
+fn waiting(why: &str) -> FollowError {
+    FollowError::Store(StoreError::Unavailable { what: "react to an event", source: sqlx::Error::Protocol(why.into()) })
 }
