@@ -21,9 +21,64 @@ use crate::{
 /// under [`Reaction::key`]. One that fails is tried again and then parked, with the later events of its stream behind it
 /// ([`FailurePolicy`]). It begins with what comes after its first start, and nothing is rebuilt by it.
 ///
-/// Choose a [`Saga`](crate::Saga) where several steps belong together and must be undone together; a reactor where one thing
-/// follows from another and nobody waits for it. An [`Expectation`](crate::Expectation) watches over the end of what reactors do
-/// together.
+/// # When to choose which
+/// - A reactor, where one thing follows from another and nobody waits for it. Each knows only the event: one more is added without
+///   touching the others. Nobody undoes what it did.
+/// - A [`Saga`](crate::Saga), where several steps belong together: in an order, with what each came to, and undone together when one
+///   fails for good.
+/// - An [`Expectation`](crate::Expectation) beside reactors that have an end together: without it, nobody misses what did not happen.
+///
+/// # Example
+/// ```
+/// use annals::{Aggregate, Context, Event, FailurePolicy, Reaction, Reactor, StepError, Target};
+/// use std::time::Duration;
+/// # use schemars::JsonSchema;
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Serialize, Deserialize, JsonSchema)]
+/// # pub enum OrderEvent { Placed { cents: i64 }, Returned { charge: String }, Refunded { refund: String } }
+/// # impl Event for OrderEvent {}
+/// # #[derive(Default, Serialize, Deserialize)]
+/// # struct Order;
+/// # #[derive(Serialize)]
+/// # enum OrderCommand { RecordRefund { refund: String } }
+/// # impl Aggregate for Order {
+/// #     const TYPE: &'static str = "order";
+/// #     type Command = OrderCommand;
+/// #     type Event = OrderEvent;
+/// #     type Error = std::convert::Infallible;
+/// #     fn handle(&self, _: &OrderCommand, _: &Context) -> Result<Vec<OrderEvent>, Self::Error> { Ok(vec![]) }
+/// #     fn apply(&mut self, _: &OrderEvent) {}
+/// # }
+/// # struct Gateway;
+/// # impl Gateway {
+/// #     async fn refund(&self, _: &str, _: uuid::Uuid) -> Result<String, StepError> { Err(StepError::transient("down")) }
+/// # }
+///
+/// /// Pays back what comes back, and has the order record it.
+/// struct PayBack { gateway: Gateway }
+///
+/// impl Reactor for PayBack {
+///     const NAME: &'static str = "pay_back";
+///     const TARGET: Option<Target> = Some(Target::new("gateway"));
+///     // For a minute, and then when an operator says so.
+///     const FAILURES: FailurePolicy =
+///         FailurePolicy { attempts: 12, ceiling: Duration::from_secs(10), ..FailurePolicy::PARK };
+///     type Event = OrderEvent;
+///
+///     async fn react(&self, reaction: Reaction<OrderEvent>) -> Result<(), StepError> {
+///         let OrderEvent::Returned { charge } = &reaction.event.event else { return Ok(()) };
+///         // Both take place once, however often this is tried: the gateway knows the key, the order the command's id.
+///         let refund = self.gateway.refund(charge, reaction.key).await?;
+///         let order = reaction.event.stream.id();
+///         reaction.execute::<Order>(order, OrderCommand::RecordRefund { refund }).await?;
+///         Ok(())
+///     }
+/// }
+/// # async fn start(annals: annals::Annals, gateway: Gateway) -> Result<(), annals::StartError> {
+///
+/// let app = annals.app().aggregate::<Order>().reactor(PayBack { gateway }).start().await?;
+/// # Ok(()) }
+/// ```
 pub trait Reactor: Send + Sync + 'static {
     /// The reactor's stable name: lower case letters, digits and `_`.
     const NAME: &'static str;
