@@ -58,9 +58,9 @@ pub(crate) enum Command {
     /// 130 when it was stopped before its end, but for `list`.
     #[command(subcommand)]
     Projections(Projections),
-    /// Looks after parked events: those that a read model could not apply, and those that wait behind them.
+    /// Looks after parked events: those that a read model, a saga or a reactor could not handle, and those that wait behind them.
     ///
-    /// `plant-poison` makes some to try this with. Exit code 130 when a retry or a discard was stopped before its end.
+    /// What sagas and reactors have parked is tried by whoever runs them: `work`. `plant-poison` makes some to try this with. Exit code 130 when a retry or a discard was stopped before its end.
     #[command(subcommand)]
     DeadLetters(Letters),
     /// Checks this build against the log.
@@ -112,10 +112,28 @@ pub(crate) enum Command {
         #[arg(long, requires = "from")]
         crash: bool,
     },
+    /// Takes back an order that was delivered: it is paid back, its goods are free again, and the customer is told.
+    ///
+    /// No saga sees to that, but reactors that each do one thing, and an expectation that misses the refund. They run in this process
+    /// unless another one runs them (`work`). A return that is typed again shows what came of it. Exit code 1 when it is not paid back
+    /// in time.
+    Return {
+        /// The order; `sagas list fulfilment --state completed` shows those that were delivered.
+        order: i64,
+        /// Why it comes back.
+        #[arg(long, value_name = "TEXT", default_value = "it is not what I wanted")]
+        reason: String,
+        /// Where the gateway is, if no other process runs the reactors; without it, the one whose books `fulfil` left.
+        #[arg(long, value_name = "URL")]
+        gateway: Option<String>,
+        /// One line of JSON instead of a text.
+        #[arg(long)]
+        json: bool,
+    },
     /// Places random orders in the online shop, has them fulfilled, and compares the log with the gateway's books and the stock.
     ///
-    /// It starts a gateway of its own, with these switches, and processes that run the sagas. Exit code 1 when anything does not
-    /// agree.
+    /// It starts a gateway of its own, with these switches, and processes that run the sagas and the reactors. Exit code 1 when
+    /// anything does not agree.
     Fulfil {
         /// How many orders.
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = number::<1_000_000>)]
@@ -132,8 +150,8 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Compares what the log says with the gateway's books, order by order and to the cent, and with the stock. Exit code 1 when
-    /// anything does not agree.
+    /// Compares what the log says with the gateway's books, order by order and to the cent, returns and messages among it, and with the
+    /// stock. Exit code 1 when anything does not agree.
     Reconcile {
         /// Where the gateway is; without it, the one whose books `fulfil` left.
         #[arg(long, value_name = "URL")]
@@ -142,17 +160,18 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Runs the sagas, what they left undone first, until it is stopped.
+    /// Runs the sagas and the reactors, what they left undone first, until it is stopped.
     ///
     /// Several may run at once, and any may be killed: another goes on with what it ran. Orders of the online shop that are placed
-    /// meanwhile are fulfilled.
+    /// meanwhile are fulfilled, and their customers told.
     Work {
         #[command(flatten)]
         gateway: At,
         #[command(flatten)]
         life: Life,
     },
-    /// Takes payments and books shipments, over HTTP: what the shop calls outside. Says where it listens once it is ready.
+    /// Takes payments, books shipments and sends messages to customers, over HTTP: what the shop calls outside. Says where it listens
+    /// once it is ready.
     ///
     /// Its books are a file of its own, which survives it. `GET /ledger` shows them; `GET` and `PUT /switches` show and set what
     /// goes wrong, while it runs. Requests that change something carry an `Idempotency-Key`, and are carried out once for it.
@@ -205,20 +224,23 @@ pub(crate) enum Replay {
 pub(crate) enum Projections {
     /// Shows how far every read model is, what it is doing, and who runs it.
     List {
+        /// Sagas and reactors, too, which follow the log as read models do.
+        #[arg(long)]
+        all: bool,
         /// A line of JSON a read model instead of a table.
         #[arg(long)]
         json: bool,
     },
     /// Lets a read model stop where it is, until it is resumed. What it shows can be read meanwhile.
     Pause {
-        /// The read model.
+        /// The read model, saga or reactor.
         name: String,
         #[command(flatten)]
         by: Signature,
     },
     /// Lets a read model go on that was paused or that halted.
     Resume {
-        /// The read model.
+        /// The read model, saga or reactor.
         name: String,
         #[command(flatten)]
         by: Signature,
@@ -269,7 +291,7 @@ impl Projections {
 pub(crate) enum Letters {
     /// Shows what is parked: failures that look alike in one row, with the age of the oldest.
     List {
-        /// The read model; all of them without it.
+        /// The read model, saga or reactor; all of them without it.
         name: Option<String>,
         /// A line of JSON an event instead of a table.
         #[arg(long)]
@@ -277,7 +299,7 @@ pub(crate) enum Letters {
     },
     /// Shows one event with all that is known of its failure, also if it was discarded.
     Show {
-        /// The read model.
+        /// The read model, saga or reactor.
         name: String,
         /// The event's position.
         #[arg(value_parser = position)]
@@ -291,7 +313,7 @@ pub(crate) enum Letters {
     /// Each key begins with its first parked event. Without a choice, all that is parked is tried. A read model that is paused or
     /// halted tries it once it is resumed.
     Retry {
-        /// The read models.
+        /// The read models, sagas or reactors.
         #[arg(required = true)]
         names: Vec<String>,
         #[command(flatten)]
@@ -305,7 +327,7 @@ pub(crate) enum Letters {
     /// failed. Without a choice, all that is parked is discarded, also good events that only wait. Exit code 3 when something
     /// behind them is parked still, or is tried only once a paused or halted read model is resumed.
     Discard {
-        /// The read models.
+        /// The read models, sagas or reactors.
         #[arg(required = true)]
         names: Vec<String>,
         #[command(flatten)]

@@ -20,6 +20,7 @@
 //! cargo run -p example-orders -- sagas list --state stuck      # what happened to them: sagas show fulfilment ORDER
 //! cargo run -p example-orders -- reconcile                     # the log, the gateway's books and the stock agree
 //! cargo run -p example-orders -- transfer ada bob 2500 --crash # ends half-way; `transfer` finishes it
+//! cargo run -p example-orders -- return ORDER                  # of a delivered one: no saga, but reactors and an expectation
 //! ```
 
 mod account;
@@ -33,6 +34,7 @@ mod operate;
 mod order;
 mod read_models;
 mod report;
+mod returns;
 mod sagas;
 mod say;
 mod shop;
@@ -57,6 +59,7 @@ use crate::{
     cli::{Cli, Command},
     gateway::{Client, DEFAULT_URL},
     import::{Ending, Import, Source},
+    order::OrderId,
     report::Totals,
     sagas::{Sagas, Transfer},
     say::{is_unread, note, say, say_if_read},
@@ -106,13 +109,13 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
         Some(Command::Projections(command)) => {
             let role = command.role();
             let work = async |shop: &Shop| operate::projections(shop, data_dir, command, &stop).await;
-            in_shop(data_dir, role, None, &stop, work).await
+            in_shop(data_dir, role, Some(&Sagas::known()?), &stop, work).await
         }
         Some(Command::DeadLetters(command)) => {
             command.check()?;
             let role = command.role();
             let work = async |shop: &Shop| unless_stopped(&stop, role, operate::letters(shop, data_dir, command)).await;
-            in_shop(data_dir, role, None, &stop, work).await
+            in_shop(data_dir, role, Some(&Sagas::known()?), &stop, work).await
         }
         Some(Command::Trade { rate, seconds, json }) => {
             let work =
@@ -153,6 +156,12 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
             let work = async |shop: &Shop| unless_stopped(&stop, role, transfer::run(&shop.app, data_dir, asked)).await;
             in_shop(data_dir, role, Some(&sagas), &stop, work).await
         }
+        Some(Command::Return { order, reason, gateway, json }) => {
+            let (role, sagas) = (Role::Onlooker, Sagas::known()?);
+            let asked = returns::Asked { order: OrderId(order), reason, gateway, json };
+            let work = async |shop: &Shop| unless_stopped(&stop, role, returns::run(shop, data_dir, asked)).await;
+            in_shop(data_dir, role, Some(&sagas), &stop, work).await
+        }
         Some(Command::Fulfil { count, processes, kill_every, switches, json }) => {
             let sagas = Sagas::known()?;
             let (role, asked) = (Role::Onlooker, fulfil::Asked { count, processes, kill_every, switches, json });
@@ -171,7 +180,7 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
             if life.attached {
                 signals::stop_with_input(&stop);
             }
-            let sagas = Sagas { gateway: Client::new(&gateway.url)?, runs: &sagas::ALL, crash: false };
+            let sagas = Sagas { gateway: Client::new(&gateway.url)?, runs: &sagas::EVERYTHING, crash: false };
             in_shop(data_dir, Role::Onlooker, Some(&sagas), &stop, async |_| work(&stop).await).await
         }
         Some(Command::PlantPoison) => {

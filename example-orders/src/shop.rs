@@ -70,6 +70,11 @@ impl Shop {
         self.database.origin()
     }
 
+    /// Where the database is.
+    pub(crate) fn url(&self) -> &str {
+        self.database.url()
+    }
+
     /// Looks after the server for as long as it is awaited, see [`watch`](watch::watch).
     pub(crate) async fn watch(&self) -> Infallible {
         watch::watch(&self.database).await

@@ -21,9 +21,64 @@ use crate::{
 /// under [`Reaction::key`]. One that fails is tried again and then parked, with the later events of its stream behind it
 /// ([`FailurePolicy`]). It begins with what comes after its first start, and nothing is rebuilt by it.
 ///
-/// Choose a [`Saga`](crate::Saga) where several steps belong together and must be undone together; a reactor where one thing
-/// follows from another and nobody waits for it. An [`Expectation`](crate::Expectation) watches over the end of what reactors do
-/// together.
+/// # When to choose which
+/// - A reactor, where one thing follows from another and nobody waits for it. Each knows only the event: one more is added without
+///   touching the others. Nobody undoes what it did.
+/// - A [`Saga`](crate::Saga), where several steps belong together: in an order, with what each came to, and undone together when one
+///   fails for good.
+/// - An [`Expectation`](crate::Expectation) beside reactors that have an end together: without it, nobody misses what did not happen.
+///
+/// # Example
+/// ```
+/// use annals::{Aggregate, Context, Event, FailurePolicy, Reaction, Reactor, StepError, Target};
+/// use std::time::Duration;
+/// # use schemars::JsonSchema;
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Serialize, Deserialize, JsonSchema)]
+/// # pub enum OrderEvent { Placed { cents: i64 }, Returned { charge: String }, Refunded { refund: String } }
+/// # impl Event for OrderEvent {}
+/// # #[derive(Default, Serialize, Deserialize)]
+/// # struct Order;
+/// # #[derive(Serialize)]
+/// # enum OrderCommand { RecordRefund { refund: String } }
+/// # impl Aggregate for Order {
+/// #     const TYPE: &'static str = "order";
+/// #     type Command = OrderCommand;
+/// #     type Event = OrderEvent;
+/// #     type Error = std::convert::Infallible;
+/// #     fn handle(&self, _: &OrderCommand, _: &Context) -> Result<Vec<OrderEvent>, Self::Error> { Ok(vec![]) }
+/// #     fn apply(&mut self, _: &OrderEvent) {}
+/// # }
+/// # struct Gateway;
+/// # impl Gateway {
+/// #     async fn refund(&self, _: &str, _: uuid::Uuid) -> Result<String, StepError> { Err(StepError::transient("down")) }
+/// # }
+///
+/// /// Pays back what comes back, and has the order record it.
+/// struct PayBack { gateway: Gateway }
+///
+/// impl Reactor for PayBack {
+///     const NAME: &'static str = "pay_back";
+///     const TARGET: Option<Target> = Some(Target::new("gateway"));
+///     // For a minute, and then when an operator says so.
+///     const FAILURES: FailurePolicy =
+///         FailurePolicy { attempts: 12, ceiling: Duration::from_secs(10), ..FailurePolicy::PARK };
+///     type Event = OrderEvent;
+///
+///     async fn react(&self, reaction: Reaction<OrderEvent>) -> Result<(), StepError> {
+///         let OrderEvent::Returned { charge } = &reaction.event.event else { return Ok(()) };
+///         // Both take place once, however often this is tried: the gateway knows the key, the order the command's id.
+///         let refund = self.gateway.refund(charge, reaction.key).await?;
+///         let order = reaction.event.stream.id();
+///         reaction.execute::<Order>(order, OrderCommand::RecordRefund { refund }).await?;
+///         Ok(())
+///     }
+/// }
+/// # async fn start(annals: annals::Annals, gateway: Gateway) -> Result<(), annals::StartError> {
+///
+/// let app = annals.app().aggregate::<Order>().reactor(PayBack { gateway }).start().await?;
+/// # Ok(()) }
+/// ```
 pub trait Reactor: Send + Sync + 'static {
     /// The reactor's stable name: lower case letters, digits and `_`.
     const NAME: &'static str;
@@ -151,13 +206,14 @@ impl<R: Reactor> Handle for Reacting<R> {
                 return Ok(Done::Skipped(reason));
             }
             check_depth(&self.runtime.store, &raw).await?;
-            let Some(app) = self.runtime.app() else { return Err(FollowError::Store(StoreError::Closed)) };
+            let app = self.runtime.app().filter(|_| !self.runtime.stop.is_cancelled());
+            let Some(app) = app else { return Err(waiting("the app is shut down")) };
             let key = Uuid::new_v5(&NAMESPACE, format!("{} {}", R::NAME, event.event_id).as_bytes());
             let admitted = match R::TARGET {
                 None => None,
                 Some(target) => match self.runtime.breakers.admit(&target, async { true }).await {
                     Ok(admitted) => admitted,
-                    Err(_) => return Err(open(target.name)),
+                    Err(_) => return Err(waiting(&format!("the circuit breaker before {} is open", target.name))),
                 },
             };
             let reaction = Reaction { event, key, age, present, app };
@@ -168,13 +224,16 @@ impl<R: Reactor> Handle for Reacting<R> {
                 let failure = result.as_ref().err().filter(|error| error.kind() != FailureKind::Business);
                 admitted.end(failure.map(ToString::to_string).as_deref());
             }
-            result.map(|()| Done::Handled).map_err(|error| FollowError::Handler(error.into()))
+            result.map(|()| Done::Handled).map_err(|error| match self.runtime.stop.is_cancelled() {
+                // What it called for was refused here, and nobody else has said no: another process, or the next start, does it.
+                true => waiting(&format!("the app is shut down: {error}")),
+                false => FollowError::Handler(error.into()),
+            })
         })
     }
 }
 
-/// Nobody is called there at present: the reactor waits, and no event fails for it.
-fn open(target: &str) -> FollowError {
-    let why = format!("the circuit breaker before {target} is open");
-    FollowError::Store(StoreError::Unavailable { what: "react to an event", source: sqlx::Error::Protocol(why) })
+/// Nothing can be done at present: the reactor waits, and no event fails for it.
+fn waiting(why: &str) -> FollowError {
+    FollowError::Store(StoreError::Unavailable { what: "react to an event", source: sqlx::Error::Protocol(why.into()) })
 }

@@ -12,21 +12,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use annals::{App, BoxError, ReadLog, Saga, SagaCounts};
+use annals::{App, BoxError, Position, Reactor, ReadLog, Saga, SagaCounts, WaitError};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use tokio::time::{interval, sleep};
+use tokio_util::sync::CancellationToken;
 
+pub(crate) use children::Child;
 #[cfg(test)]
 pub(crate) use reconcile::reconcile;
 pub(crate) use show::show;
 
-use self::{children::Child, reconcile::Reconciled};
+use self::reconcile::Reconciled;
 use crate::{
     figures::{count, dollars},
     gateway::{Client, Switches},
     order::{Order, OrderCommand, OrderId, StoreId},
-    sagas::Fulfilment,
+    sagas::{Fulfilment, Notify},
     say::{note, say_if_read},
     shop::Shop,
     stock::{Stock, StockCommand},
@@ -67,8 +69,8 @@ struct Fulfilled {
     seconds: f64,
 }
 
-/// Places orders, waits until each is fulfilled or undone, and compares the log with the gateway's books and with the stock.
-/// Exit code 1 when anything does not agree.
+/// Places orders, waits until each is fulfilled or undone and its customer told, and compares the log with the gateway's books and
+/// with the stock. Exit code 1 when anything does not agree.
 ///
 /// # Errors
 /// A process cannot be started, or Postgres or the gateway cannot be asked.
@@ -92,7 +94,7 @@ pub(crate) async fn run(shop: &Shop, data_dir: &Path, asked: Asked) -> Result<Ex
         workers.push(Child::worker(data_dir, &url).await?);
     }
 
-    let (begun, before) = (Instant::now(), counts(app).await?);
+    let (begun, before, done) = (Instant::now(), counts(app).await?, CancellationToken::new());
     let ids: BTreeSet<OrderId> = orders.iter().map(|(id, _)| *id).collect();
     let working = async {
         let place = stream::iter(orders).map(Ok).try_for_each_concurrent(AT_ONCE, async |(id, lines)| {
@@ -100,14 +102,13 @@ pub(crate) async fn run(shop: &Shop, data_dir: &Path, asked: Asked) -> Result<Ex
             app.execute::<Order>(id, place).await.map(drop)
         });
         place.await?;
-        finish(app, before, number as u64).await
+        finish(app, before, number as u64).await?;
+        done.cancel();
+        Ok((begun.elapsed().as_secs_f64() * 100.0).round() / 100.0)
     };
-    let killing = kill(&mut workers, data_dir, &url, kill_every);
-    tokio::select! {
-        worked = working => worked?,
-        killed = killing => killed?,
-    }
-    let seconds = (begun.elapsed().as_secs_f64() * 100.0).round() / 100.0;
+    let killing = kill(&mut workers, data_dir, &url, kill_every, &done);
+    let (seconds, ()) = tokio::try_join!(working, killing)?;
+    tell(app).await?;
 
     let found = reconcile::reconcile(app, &client, Some(&ids)).await?;
     for worker in workers {
@@ -170,7 +171,7 @@ pub(crate) async fn compare(shop: &Shop, data_dir: &Path, url: Option<&str>, jso
 ///
 /// # Errors
 /// Postgres cannot be asked.
-async fn books(app: &App, data_dir: &Path) -> Result<PathBuf, BoxError> {
+pub(crate) async fn books(app: &App, data_dir: &Path) -> Result<PathBuf, BoxError> {
     // The first event of a store is as unique as the store.
     let first = app.store().read_log_page(ReadLog::default(), 1).await?.events.into_iter().next();
     let Some(first) = first else {
@@ -210,13 +211,47 @@ async fn finish(app: &App, before: SagaCounts, number: u64) -> Result<(), BoxErr
     }
 }
 
-/// Kills one worker after the other, and starts it again. Ends only with an error.
-async fn kill(workers: &mut [Child], data_dir: &Path, url: &str, every: Option<Duration>) -> Result<(), BoxError> {
-    let Some(every) = every else { return std::future::pending().await };
+/// Waits until every customer was told what became of the orders so far; or until nothing happens any more.
+async fn tell(app: &App) -> Result<(), BoxError> {
+    let (end, followers) = (app.store().horizon().await?.safe, app.store().followers());
+    let (mut last, mut changed) = ((Position::START, 0), Instant::now());
+    while changed.elapsed() < PATIENCE {
+        let reached = match app.wait_for(Notify::NAME, end, LOOK).await {
+            Ok(()) => end,
+            Err(WaitError::Behind { at, .. }) => at,
+            Err(error) => return Err(error.into()),
+        };
+        let parked = followers.dead_letter_groups(Some(Notify::NAME)).await?;
+        // What only an operator tries again is not waited for.
+        if reached == end && parked.iter().all(|group| group.next_attempt_at.is_none()) {
+            return Ok(());
+        }
+        let now = (reached, parked.iter().map(|group| group.failed).sum());
+        if now != last {
+            (last, changed) = (now, Instant::now());
+        }
+        sleep(LOOK).await;
+    }
+    note(format_args!("nothing has happened for {} s: some customers were not told", PATIENCE.as_secs()));
+    Ok(())
+}
+
+/// Kills one worker after the other, and starts it again, until all is `done`. Then each of them runs.
+async fn kill(
+    workers: &mut [Child],
+    data_dir: &Path,
+    url: &str,
+    every: Option<Duration>,
+    done: &CancellationToken,
+) -> Result<(), BoxError> {
+    let Some(every) = every else { return Ok(()) };
     let mut ticks = interval(every);
     ticks.tick().await;
     for nth in (0..workers.len()).cycle() {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = done.cancelled() => break,
+        }
         workers[nth].kill().await?;
         workers[nth] = Child::worker(data_dir, url).await?;
     }

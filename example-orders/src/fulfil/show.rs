@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{Child, books};
 use crate::{
     figures::dollars,
-    gateway::{Client, Switches},
+    gateway::{Client, Ledger, Switches},
     operate::timeline,
     order::{CustomerId, Line, Order, OrderCommand, OrderId, Sku, StoreId},
     sagas::{Fulfilment, ended},
@@ -20,7 +20,7 @@ use crate::{
 
 /// How long an order may take in a tour: longer than it takes to notice that a process was killed.
 const LONGEST: Duration = Duration::from_secs(60);
-/// How slow the gateway is while a process is killed, and how often it is looked whether it has charged.
+/// How slow the gateway is while a process is killed, and how often it is looked what it has done.
 const SLOW_MS: u64 = 4_000;
 const LOOK: Duration = Duration::from_millis(20);
 const BREAD: Sku = Sku(1);
@@ -38,6 +38,10 @@ pub(crate) async fn show(app: &App, customer: CustomerId, data_dir: &Path) -> Re
 
     let order = place(app, customer).await?;
     tell(app, "two loaves, by card", order, &client).await?;
+    let text = until(&client, order, "told", |ledger, id| {
+        ledger.messages.iter().find(|message| message.order == id).map(|message| message.text.clone())
+    });
+    say(format_args!("   {:<26} {}", "the customer is told", text.await?))?;
 
     client.switch(&Switches { declined: 1.0, ..Switches::default() }).await?;
     let order = place(app, customer).await?;
@@ -45,7 +49,9 @@ pub(crate) async fn show(app: &App, customer: CustomerId, data_dir: &Path) -> Re
 
     client.switch(&Switches { slow: 1.0, slow_ms: SLOW_MS, ..Switches::default() }).await?;
     let order = place(app, customer).await?;
-    charged(&client, order).await?;
+    // The answer is still on its way then.
+    let is_charged = |ledger: &Ledger, id: &str| ledger.charges.iter().any(|charge| charge.order == id).then_some(());
+    until(&client, order, "charged", is_charged).await?;
     kill(worker).await?;
     client.switch(&Switches::default()).await?;
     let worker = Child::worker(data_dir, &url).await?;
@@ -91,16 +97,23 @@ async fn tell(app: &App, what: &str, order: OrderId, gateway: &Client) -> Result
     Ok(say(format_args!("   {what:<26} {}; {money}; {why}", ended.state.as_str()))?)
 }
 
-/// Waits until an order is charged: the answer is still on its way then.
-async fn charged(gateway: &Client, order: OrderId) -> Result<(), BoxError> {
+/// Waits until the gateway's books say so of an order: that it is `done`.
+async fn until<T>(
+    gateway: &Client,
+    order: OrderId,
+    done: &str,
+    find: impl Fn(&Ledger, &str) -> Option<T>,
+) -> Result<T, BoxError> {
     let (id, begun) = (order.to_string(), Instant::now());
-    while !gateway.ledger().await?.charges.iter().any(|charge| charge.order == id) {
+    loop {
+        if let Some(found) = find(&gateway.ledger().await?, &id) {
+            return Ok(found);
+        }
         if begun.elapsed() > LONGEST {
-            return Err(format!("order {order} is not charged in {} s", LONGEST.as_secs()).into());
+            return Err(format!("nobody is {done} for order {order} in {} s", LONGEST.as_secs()).into());
         }
         sleep(LOOK).await;
     }
-    Ok(())
 }
 
 async fn kill(mut worker: Child) -> Result<(), BoxError> {

@@ -55,12 +55,31 @@ pub(crate) struct Shipment {
     pub(crate) cancelled: bool,
 }
 
+/// A message to send to a customer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ToSend {
+    pub(crate) customer: String,
+    pub(crate) order: String,
+    pub(crate) text: String,
+}
+
+/// A message that was sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Message {
+    pub(crate) id: String,
+    pub(crate) customer: String,
+    pub(crate) order: String,
+    pub(crate) text: String,
+}
+
 /// All that the books say.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ledger {
     pub(crate) charges: Vec<Charge>,
     pub(crate) refunds: Vec<Refund>,
     pub(crate) shipments: Vec<Shipment>,
+    pub(crate) messages: Vec<Message>,
     pub(crate) charged_cents: i64,
     pub(crate) refunded_cents: i64,
     /// Requests since this process began, but for those of the ledger and the switches.

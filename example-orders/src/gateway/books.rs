@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::api::{Charge, Found, Ledger, Refund, Shipment, ToCharge, ToRefund, ToShip};
+use super::api::{Charge, Found, Ledger, Message, Refund, Shipment, ToCharge, ToRefund, ToSend, ToShip};
 
 /// One line of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,10 @@ enum Entry {
         key: String,
         id: String,
     },
+    Sent {
+        key: String,
+        message: Message,
+    },
 }
 
 /// What is asked under a key.
@@ -48,6 +52,7 @@ pub(crate) enum Asked {
     Ship(ToShip),
     /// The shipment of this id.
     CancelShipment(String),
+    Send(ToSend),
 }
 
 /// What a request is answered with.
@@ -59,6 +64,7 @@ pub(crate) enum Answer {
     Closed,
     Refunded(Refund),
     Shipped(Shipment),
+    Sent(Message),
     /// There is no such charge or shipment.
     Missing(String),
     /// The charge was given back under another key.
@@ -76,6 +82,7 @@ pub(crate) struct Books {
     charges: BTreeMap<u64, Charge>,
     refunds: BTreeMap<u64, Refund>,
     shipments: BTreeMap<u64, Shipment>,
+    messages: BTreeMap<u64, Message>,
     refunded: HashSet<String>,
 }
 
@@ -117,6 +124,7 @@ impl Books {
             charges: BTreeMap::new(),
             refunds: BTreeMap::new(),
             shipments: BTreeMap::new(),
+            messages: BTreeMap::new(),
             refunded: HashSet::new(),
         };
         for (nth, line) in text[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).enumerate() {
@@ -165,6 +173,10 @@ impl Books {
                 }
                 Entry::ShipmentCancelled { key: key.clone(), id }
             }
+            Asked::Send(ToSend { customer, order, text }) => {
+                let id = format!("message-{}", self.messages.len() + 1);
+                Entry::Sent { key: key.clone(), message: Message { id, customer, order, text } }
+            }
         };
         self.write(entry)?;
         Ok(self.keys.get(&key).map_or(Answer::Closed, |(_, answer)| answer.clone()))
@@ -191,6 +203,7 @@ impl Books {
             charges: self.charges.values().cloned().collect(),
             refunds: self.refunds.values().cloned().collect(),
             shipments: self.shipments.values().cloned().collect(),
+            messages: self.messages.values().cloned().collect(),
             charged_cents: self.charges.values().map(|charge| charge.cents).sum(),
             refunded_cents: self.refunds.values().map(|refund| refund.cents).sum(),
             calls,
@@ -245,6 +258,11 @@ impl Books {
                     shipment.cancelled = true;
                     self.keys.insert(key, (Asked::CancelShipment(id), Answer::Shipped(shipment.clone())));
                 }
+            }
+            Entry::Sent { key, message } => {
+                let Message { id, customer, order, text } = message.clone();
+                self.messages.insert(number(&id).unwrap_or_default(), message.clone());
+                self.keys.insert(key, (Asked::Send(ToSend { customer, order, text }), Answer::Sent(message)));
             }
         }
     }

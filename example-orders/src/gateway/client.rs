@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     Switches,
-    api::{Charge, Found, Ledger, Refund, Refusal, Shipment, ToCharge, ToRefund, ToShip},
+    api::{Charge, Found, Ledger, Message, Refund, Refusal, Shipment, ToCharge, ToRefund, ToSend, ToShip},
 };
 use crate::with_causes;
 
@@ -95,6 +95,14 @@ impl Client {
     /// As every step.
     pub(crate) async fn cancel_shipment(&self, key: Uuid, id: &str) -> Result<Shipment, StepError> {
         self.post(&format!("shipments/{id}/cancel"), key, &()).await
+    }
+
+    /// Sends a message to a customer.
+    ///
+    /// # Errors
+    /// As every step.
+    pub(crate) async fn send(&self, key: Uuid, message: &ToSend) -> Result<Message, StepError> {
+        self.post("messages", key, message).await
     }
 
     /// The gateway's books.

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Switches,
-    api::{Refusal, ToCharge, ToRefund, ToShip},
+    api::{Refusal, ToCharge, ToRefund, ToSend, ToShip},
     books::{Answer, Asked, Books},
 };
 use crate::{order::MAX_ORDER_CENTS, say::say};
@@ -92,6 +92,7 @@ fn router(gateway: Arc<Gateway>) -> Router {
         .route("/refunds", post(refund))
         .route("/shipments", post(ship))
         .route("/shipments/{id}/cancel", post(cancel))
+        .route("/messages", post(send))
         .route("/ledger", get(ledger))
         .route("/switches", get(read_switches).put(put_switches))
         .with_state(gateway)
@@ -120,6 +121,14 @@ async fn ship(State(gateway): Shared, headers: HeaderMap, Json(asked): Json<ToSh
 
 async fn cancel(State(gateway): Shared, headers: HeaderMap, In(id): In<String>) -> Response {
     under_key(&gateway, &headers, &id.clone(), Asked::CancelShipment(id)).await
+}
+
+async fn send(State(gateway): Shared, headers: HeaderMap, Json(asked): Json<ToSend>) -> Response {
+    if asked.customer.is_empty() || asked.text.is_empty() {
+        return refused(StatusCode::UNPROCESSABLE_ENTITY, "a message is for a customer, and says something");
+    }
+    let subject = asked.order.clone();
+    under_key(&gateway, &headers, &subject, Asked::Send(asked)).await
 }
 
 async fn by_key(State(gateway): Shared, In(key): In<String>) -> Response {
@@ -158,6 +167,7 @@ async fn under_key(gateway: &Gateway, headers: &HeaderMap, subject: &str, asked:
         Asked::Refund(_) => "refund",
         Asked::Ship(_) => "ship",
         Asked::CancelShipment(_) => "cancel",
+        Asked::Send(_) => "send",
     };
     through_switches(gateway, what, subject, |inner, nth| {
         let switches = &inner.switches;
@@ -242,6 +252,7 @@ fn answered(answer: Answer) -> Response {
         Answer::Charged(charge) => done(charge),
         Answer::Refunded(refund) => done(refund),
         Answer::Shipped(shipment) => done(shipment),
+        Answer::Sent(message) => done(message),
         Answer::Declined => refused(StatusCode::PAYMENT_REQUIRED, "declined"),
         Answer::Closed => refused(StatusCode::CONFLICT, "closed"),
         Answer::RefundedBefore => refused(StatusCode::UNPROCESSABLE_ENTITY, "refunded before, under another key"),

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     Switches,
-    api::{ToCharge, ToRefund},
+    api::{ToCharge, ToRefund, ToSend},
     books::{Answer, Asked, Books},
 };
 
@@ -93,6 +93,24 @@ fn a_key_that_was_asked_about_in_vain_is_never_charged() {
     assert_eq!(books.handle("b", charge("2", 100), false).unwrap(), Answer::Closed);
     assert_eq!(books.by_key("b").unwrap().unwrap().charge, None);
     assert_eq!(books.ledger(0).charges.len(), 1);
+}
+
+#[test]
+fn a_key_sends_one_message_also_by_the_next_process() {
+    let folder = Folder::new();
+    let send = |text: &str| Asked::Send(ToSend { customer: "7".into(), order: "1".into(), text: text.into() });
+    let mut books = folder.open();
+    let first = books.handle("a", send("it is on its way"), false).unwrap();
+    assert_eq!(books.handle("a", send("it is on its way"), false).unwrap(), first);
+    books.handle("b", send("it is on its way"), false).unwrap();
+    drop(books);
+
+    let mut books = folder.open();
+
+    assert_eq!(books.handle("a", send("it is on its way"), false).unwrap(), first);
+    assert_eq!(books.handle("a", send("it is lost"), false).unwrap(), Answer::OtherContents);
+    let ids: Vec<String> = books.ledger(0).messages.into_iter().map(|message| message.id).collect();
+    assert_eq!(ids, ["message-1", "message-2"]);
 }
 
 #[test]

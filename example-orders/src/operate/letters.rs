@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, ContentArrangement};
 
 use super::{
     letter::{Letter, MOST},
-    model::model,
+    model::follower,
     settle::{self, Act},
 };
 use crate::{
@@ -23,13 +23,13 @@ use crate::{
 /// Carries out what was typed.
 ///
 /// # Errors
-/// There is no such read model or no such event, nothing comes of it in time, or Postgres cannot be asked.
+/// There is no such follower or no such event, nothing comes of it in time, or Postgres cannot be asked.
 pub(crate) async fn run(shop: &Shop, data_dir: &Path, command: Letters) -> Result<ExitCode, BoxError> {
     let followers = shop.app.store().followers();
     match command {
         Letters::List { name, json } => {
             if let Some(name) = &name {
-                model(&followers, name).await?;
+                follower(&followers, name).await?;
             }
             match json {
                 true => list_json(&followers, name.as_deref()).await?,
@@ -126,7 +126,7 @@ fn next_attempt(at: Option<DateTime<Utc>>, now: DateTime<Utc>) -> String {
 }
 
 async fn show(followers: &Followers, name: &str, position: Position, json: bool) -> Result<(), BoxError> {
-    model(followers, name).await?;
+    follower(followers, name).await?;
     let event = DeadLetters::Event(position);
     let mut letters = followers.dead_letters(Some(name), &event, MOST).await?;
     letters.extend(followers.discarded(Some(name), &event, MOST).await?);

@@ -51,23 +51,34 @@ pub(crate) struct Build {
 /// # Errors
 /// Postgres cannot be asked.
 pub(crate) async fn models(followers: &Followers) -> Result<Vec<Model>, StoreError> {
-    let mut builds: BTreeMap<String, [Option<Build>; 3]> = BTreeMap::new();
     // Sagas and reactors follow the log, too, and show nothing.
-    let is_model = |partition: &PartitionLag| matches!(&*partition.kind, "view" | "projector");
-    for partition in followers.lag().await?.into_iter().filter(is_model) {
+    Ok(all(followers).await?.into_iter().filter(|(kind, _)| is_model(kind)).map(|(_, model)| model).collect())
+}
+
+/// Whatever follows the log, by name, each with what it is: read models, sagas and reactors.
+///
+/// # Errors
+/// Postgres cannot be asked.
+pub(crate) async fn all(followers: &Followers) -> Result<Vec<(String, Model)>, StoreError> {
+    let mut builds: BTreeMap<(String, String), [Option<Build>; 3]> = BTreeMap::new();
+    for partition in followers.lag().await? {
         let nth = match &*partition.purpose {
             "live" => 0,
             "rebuild" => 1,
             _ => 2,
         };
         let build = Build::from(&partition);
-        let entry = &mut builds.entry(partition.follower).or_default()[nth];
+        let entry = &mut builds.entry((partition.follower, partition.kind)).or_default()[nth];
         *entry = Some(entry.take().map_or(build.clone(), |other| other.with(build)));
     }
-    let model = |(name, [live, rebuild, verify]): (String, [Option<Build>; 3])| {
-        Some(Model { name, live: live?, rebuild, verify })
+    let model = |((name, kind), [live, rebuild, verify]): ((String, String), [Option<Build>; 3])| {
+        Some((kind, Model { name, live: live?, rebuild, verify }))
     };
     Ok(builds.into_iter().filter_map(model).collect())
+}
+
+fn is_model(kind: &str) -> bool {
+    matches!(kind, "view" | "projector")
 }
 
 /// The read model `name`.
@@ -75,14 +86,27 @@ pub(crate) async fn models(followers: &Followers) -> Result<Vec<Model>, StoreErr
 /// # Errors
 /// There is none of that name, or Postgres cannot be asked.
 pub(crate) async fn model(followers: &Followers, name: &str) -> Result<Model, annals::BoxError> {
-    let mut models = models(followers).await?;
-    match models.iter().position(|model| model.name == name) {
-        Some(nth) => Ok(models.swap_remove(nth)),
-        None => {
-            let names: Vec<String> = models.into_iter().map(|model| model.name).collect();
-            Err(format!("there is no read model {name:?}: there are {}", names.join(", ")).into())
-        }
+    let models = models(followers).await?;
+    let names: Vec<String> = models.iter().map(|model| model.name.clone()).collect();
+    models
+        .into_iter()
+        .find(|model| model.name == name)
+        .ok_or_else(|| format!("there is no read model {name:?}: there are {}", names.join(", ")).into())
+}
+
+/// The read model, saga or reactor `name`.
+///
+/// # Errors
+/// As [`model`].
+pub(crate) async fn follower(followers: &Followers, name: &str) -> Result<Model, annals::BoxError> {
+    let (models, others): (Vec<_>, Vec<_>) = all(followers).await?.into_iter().partition(|(kind, _)| is_model(kind));
+    let names = |of: &[(String, Model)]| of.iter().map(|(_, model)| &*model.name).collect::<Vec<_>>().join(", ");
+    let mut refusal = format!("there is no read model {name:?}: there are {}", names(&models));
+    if !others.is_empty() {
+        refusal.push_str(&format!("; and the sagas and reactors {}", names(&others)));
     }
+    let found = models.into_iter().chain(others).map(|(_, model)| model).find(|model| model.name == name);
+    found.ok_or_else(|| refusal.into())
 }
 
 impl From<&PartitionLag> for Build {

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    model::{Build, Model, model, models},
+    model::{self, Build, Model, follower, model, models},
     rebuild, verify,
 };
 use crate::{
@@ -46,10 +46,10 @@ pub(crate) async fn run(
             let verified = until(stop, verify::run(shop, data_dir, name.as_deref(), json)).await?;
             return Ok(verified.unwrap_or(role.stopped()));
         }
-        Projections::List { json } => until(stop, list(followers, json)).await,
+        Projections::List { all, json } => until(stop, list(followers, all, json)).await,
         Projections::Pause { name, by } => {
             until(stop, async {
-                if model(followers, &name).await?.live.state == "paused" {
+                if follower(followers, &name).await?.live.state == "paused" {
                     return Ok(say(format_args!("{name} is paused already"))?);
                 }
                 followers.pause(&name, &by.into()).await?;
@@ -60,7 +60,7 @@ pub(crate) async fn run(
         }
         Projections::Resume { name, by } => {
             until(stop, async {
-                let before = model(followers, &name).await?;
+                let before = follower(followers, &name).await?;
                 if !before.live.is_held() && !before.rebuild.is_some_and(|rebuild| rebuild.is_held()) {
                     return Ok(say(format_args!("{name} is not paused"))?);
                 }
@@ -86,8 +86,11 @@ pub(crate) async fn run(
     Ok(done?.map_or(role.stopped(), |()| ExitCode::SUCCESS))
 }
 
-async fn list(followers: &Followers, json: bool) -> Result<(), BoxError> {
-    let models = models(followers).await?;
+async fn list(followers: &Followers, all: bool, json: bool) -> Result<(), BoxError> {
+    let models = match all {
+        true => model::all(followers).await?.into_iter().map(|(_, model)| model).collect(),
+        false => models(followers).await?,
+    };
     if !json {
         return Ok(say(listed(&models))?);
     }

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::{
     STILL_PARKED,
     letter::{Letter, MOST, parked},
-    model::{Build, model},
+    model::{Build, follower},
 };
 use crate::{
     figures::{count, counted, span},
@@ -44,7 +44,7 @@ pub(crate) async fn run(
 ) -> Result<ExitCode, BoxError> {
     let mut lives = vec![];
     for name in names {
-        lives.push((name, model(followers, name).await?.live));
+        lives.push((name, follower(followers, name).await?.live));
     }
     let (mut done, mut still) = (0, 0);
     for (name, live) in lives {
@@ -108,7 +108,7 @@ async fn one(
         }
         if begun.elapsed() > LIMIT {
             let time = span(LIMIT.as_secs_f64());
-            return Err(format!("{name}: {what}, and nothing came of it within {time}: does a process run it?").into());
+            return Err(format!("{name}: {what}, and nothing came of it within {time}: does a process run it? `work` does, if it is a saga or a reactor").into());
         }
         sleep(LOOK).await;
     };

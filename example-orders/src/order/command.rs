@@ -19,6 +19,10 @@ pub(crate) enum OrderCommand {
     Deliver { lines: Vec<Line> },
     /// Nobody wants it any more. Possible until it is shipped.
     Cancel { reason: String },
+    /// The customer has sent the goods back. Possible once they have left.
+    Return { reason: String },
+    /// What a returned order cost was paid back, by this refund.
+    RecordRefund { refund: String, cents: i64 },
     /// Brings over a finished order from an old system.
     RecordPast(Purchase),
 }
@@ -47,6 +51,21 @@ pub(crate) enum OrderError {
     /// Nothing can be done about it any more.
     #[error("the order was cancelled")]
     Cancelled,
+    /// Only what has left can come back.
+    #[error("the order has not been shipped yet, and can be cancelled")]
+    NotShipped,
+    /// What is bought in a store goes back there.
+    #[error("the order was bought in a store, and is returned there")]
+    InStore,
+    /// Only a returned order is paid back.
+    #[error("the order was not returned")]
+    NotReturned,
+    /// Nothing can be done about it any more.
+    #[error("the order was returned")]
+    Returned,
+    /// An order is paid back once.
+    #[error("the order was paid back before, by {refund}")]
+    RefundedBefore { refund: String },
     /// An order of the old system is finished.
     #[error("the order was brought over from another system and is finished")]
     Past,

@@ -19,6 +19,10 @@ pub(crate) enum OrderEvent {
     OrderShipped { customer: CustomerId },
     /// Nobody wants it any more.
     OrderCancelled { purchase: Purchase, reason: String },
+    /// The goods are back.
+    OrderReturned { purchase: Purchase, reason: String },
+    /// What a returned order cost was paid back.
+    OrderRefunded { customer: CustomerId, refund: String, cents: i64 },
     /// A finished order was brought over from an old system.
     PastOrderRecorded(Purchase),
 }
@@ -31,19 +35,24 @@ impl OrderEvent {
         match self {
             Self::OrderPlaced(purchase) | Self::PastOrderRecorded(purchase) => Some(purchase),
             Self::LinesChanged { after, .. } => Some(after),
-            Self::OrderConfirmed { .. } | Self::OrderShipped { .. } | Self::OrderCancelled { .. } => None,
+            Self::OrderConfirmed { .. }
+            | Self::OrderShipped { .. }
+            | Self::OrderCancelled { .. }
+            | Self::OrderReturned { .. }
+            | Self::OrderRefunded { .. } => None,
         }
     }
 
     /// The purchase that counted as sold and does so no longer.
     pub(crate) fn unsold(&self) -> Option<&Purchase> {
         match self {
-            Self::OrderCancelled { purchase, .. } => Some(purchase),
+            Self::OrderCancelled { purchase, .. } | Self::OrderReturned { purchase, .. } => Some(purchase),
             Self::LinesChanged { before, .. } => Some(before),
             Self::OrderPlaced(_)
             | Self::PastOrderRecorded(_)
             | Self::OrderConfirmed { .. }
-            | Self::OrderShipped { .. } => None,
+            | Self::OrderShipped { .. }
+            | Self::OrderRefunded { .. } => None,
         }
     }
 }

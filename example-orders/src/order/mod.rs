@@ -25,8 +25,12 @@ pub(crate) enum Order {
     Open(Purchase),
     /// The shop has promised to deliver.
     Confirmed(Purchase),
-    /// On its way.
-    Shipped,
+    /// On its way, or there.
+    Shipped(Purchase),
+    /// Sent back, and not paid back yet.
+    Returned(Purchase),
+    /// Sent back, and paid back by this refund.
+    Refunded(String),
     /// Called off.
     Cancelled,
     /// Brought over from an old system, finished there.
@@ -35,6 +39,8 @@ pub(crate) enum Order {
 
 impl Aggregate for Order {
     const TYPE: &'static str = "order";
+    /// Since version 2, what was shipped is known.
+    const SNAPSHOT_VERSION: u32 = 2;
     type Command = OrderCommand;
     type Event = OrderEvent;
     type Error = OrderError;
@@ -52,9 +58,16 @@ impl Aggregate for Order {
             {
                 return Ok(vec![]);
             }
-            (Self::Open(_) | Self::Confirmed(_) | Self::Shipped | Self::Cancelled | Self::Past(_), Place { .. }) => {
-                return Err(OrderError::PlacedBefore);
-            }
+            (
+                Self::Open(_)
+                | Self::Confirmed(_)
+                | Self::Shipped(_)
+                | Self::Returned(_)
+                | Self::Refunded(_)
+                | Self::Cancelled
+                | Self::Past(_),
+                Place { .. },
+            ) => return Err(OrderError::PlacedBefore),
 
             (Self::Open(there), ChangeLines { lines }) if there.lines == *lines => return Ok(vec![]),
             (Self::Open(there), ChangeLines { lines }) => {
@@ -63,11 +76,13 @@ impl Aggregate for Order {
             (Self::Confirmed(_), ChangeLines { .. }) => return Err(OrderError::Confirmed),
 
             (Self::Open(there), Confirm) => OrderConfirmed { customer: there.customer },
-            (Self::Confirmed(_) | Self::Shipped, Confirm) => return Ok(vec![]),
+            (Self::Confirmed(_) | Self::Shipped(_) | Self::Returned(_) | Self::Refunded(_), Confirm) => {
+                return Ok(vec![]);
+            }
 
             (Self::Open(_), Ship) => return Err(OrderError::NotConfirmed),
             (Self::Confirmed(there), Ship) => OrderShipped { customer: there.customer },
-            (Self::Shipped, Ship) => return Ok(vec![]),
+            (Self::Shipped(_) | Self::Returned(_) | Self::Refunded(_), Ship) => return Ok(vec![]),
 
             (Self::Open(there), Deliver { lines }) if there.lines == *lines => {
                 let customer = there.customer;
@@ -77,32 +92,77 @@ impl Aggregate for Order {
                 OrderShipped { customer: there.customer }
             }
             (Self::Open(_) | Self::Confirmed(_), Deliver { .. }) => return Err(OrderError::Changed),
-            (Self::Shipped, Deliver { .. }) => return Ok(vec![]),
+            (Self::Shipped(_) | Self::Returned(_) | Self::Refunded(_), Deliver { .. }) => return Ok(vec![]),
 
             (Self::Open(there) | Self::Confirmed(there), Cancel { reason }) => {
                 OrderCancelled { purchase: there.clone(), reason: reason.clone() }
             }
             (Self::Cancelled, Cancel { .. }) => return Ok(vec![]),
 
+            (Self::Open(_) | Self::Confirmed(_), Return { .. }) => return Err(OrderError::NotShipped),
+            (Self::Shipped(there), Return { .. }) if there.store != StoreId::ONLINE => {
+                return Err(OrderError::InStore);
+            }
+            (Self::Shipped(there), Return { reason }) => {
+                OrderReturned { purchase: there.clone(), reason: reason.clone() }
+            }
+            (Self::Returned(_) | Self::Refunded(_), Return { .. }) => return Ok(vec![]),
+
+            (Self::Open(_) | Self::Confirmed(_) | Self::Shipped(_), RecordRefund { .. }) => {
+                return Err(OrderError::NotReturned);
+            }
+            (Self::Returned(there), RecordRefund { refund, cents }) => {
+                OrderRefunded { customer: there.customer, refund: refund.clone(), cents: *cents }
+            }
+            (Self::Refunded(there), RecordRefund { refund, .. }) if there == refund => return Ok(vec![]),
+            (Self::Refunded(there), RecordRefund { .. }) => {
+                return Err(OrderError::RefundedBefore { refund: there.clone() });
+            }
+
             (Self::New, RecordPast(past)) => {
                 past.check()?;
                 PastOrderRecorded(past.clone())
             }
             (Self::Past(there), RecordPast(past)) if there == past => return Ok(vec![]),
-            (Self::Open(_) | Self::Confirmed(_) | Self::Shipped | Self::Cancelled | Self::Past(_), RecordPast(_)) => {
-                return Err(OrderError::OtherContents);
-            }
+            (
+                Self::Open(_)
+                | Self::Confirmed(_)
+                | Self::Shipped(_)
+                | Self::Returned(_)
+                | Self::Refunded(_)
+                | Self::Cancelled
+                | Self::Past(_),
+                RecordPast(_),
+            ) => return Err(OrderError::OtherContents),
 
-            (Self::New, ChangeLines { .. } | Confirm | Ship | Deliver { .. } | Cancel { .. }) => {
-                return Err(OrderError::NotPlaced);
+            (Self::Shipped(_), ChangeLines { .. } | Cancel { .. }) => return Err(OrderError::Shipped),
+            (Self::Returned(_) | Self::Refunded(_), ChangeLines { .. } | Cancel { .. }) => {
+                return Err(OrderError::Returned);
             }
-            (Self::Shipped, ChangeLines { .. } | Cancel { .. }) => return Err(OrderError::Shipped),
-            (Self::Cancelled, ChangeLines { .. } | Confirm | Ship | Deliver { .. }) => {
-                return Err(OrderError::Cancelled);
-            }
-            (Self::Past(_), ChangeLines { .. } | Confirm | Ship | Deliver { .. } | Cancel { .. }) => {
-                return Err(OrderError::Past);
-            }
+            (
+                Self::New,
+                ChangeLines { .. }
+                | Confirm
+                | Ship
+                | Deliver { .. }
+                | Cancel { .. }
+                | Return { .. }
+                | RecordRefund { .. },
+            ) => return Err(OrderError::NotPlaced),
+            (
+                Self::Cancelled,
+                ChangeLines { .. } | Confirm | Ship | Deliver { .. } | Return { .. } | RecordRefund { .. },
+            ) => return Err(OrderError::Cancelled),
+            (
+                Self::Past(_),
+                ChangeLines { .. }
+                | Confirm
+                | Ship
+                | Deliver { .. }
+                | Cancel { .. }
+                | Return { .. }
+                | RecordRefund { .. },
+            ) => return Err(OrderError::Past),
         };
         Ok(vec![event])
     }
@@ -113,8 +173,11 @@ impl Aggregate for Order {
             (_, OrderEvent::LinesChanged { after, .. }) => Self::Open(after.clone()),
             (Self::Open(purchase), OrderEvent::OrderConfirmed { .. }) => Self::Confirmed(purchase),
             (other, OrderEvent::OrderConfirmed { .. }) => other,
-            (_, OrderEvent::OrderShipped { .. }) => Self::Shipped,
+            (Self::Confirmed(purchase), OrderEvent::OrderShipped { .. }) => Self::Shipped(purchase),
+            (other, OrderEvent::OrderShipped { .. }) => other,
             (_, OrderEvent::OrderCancelled { .. }) => Self::Cancelled,
+            (_, OrderEvent::OrderReturned { purchase, .. }) => Self::Returned(purchase.clone()),
+            (_, OrderEvent::OrderRefunded { refund, .. }) => Self::Refunded(refund.clone()),
             (_, OrderEvent::PastOrderRecorded(purchase)) => Self::Past(purchase.clone()),
         }
     }

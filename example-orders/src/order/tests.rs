@@ -51,6 +51,27 @@ fn cancelled(purchase: Purchase) -> OrderEvent {
     OrderCancelled { purchase, reason: "found it cheaper".into() }
 }
 
+/// Bread that was bought online.
+fn online() -> Purchase {
+    Purchase { store: StoreId::ONLINE, ..bread() }
+}
+
+fn give_back() -> OrderCommand {
+    Return { reason: "too dry".into() }
+}
+
+fn returned() -> OrderEvent {
+    OrderReturned { purchase: online(), reason: "too dry".into() }
+}
+
+fn record_refund(refund: &str) -> OrderCommand {
+    RecordRefund { refund: refund.into(), cents: 598 }
+}
+
+fn refunded() -> OrderEvent {
+    OrderRefunded { customer: ADA, refund: "refund-1".into(), cents: 598 }
+}
+
 #[test]
 fn a_new_order_can_be_placed() {
     given::<Order>([]).when(place(bread().lines)).then([OrderPlaced(bread())]);
@@ -125,7 +146,9 @@ fn a_cancellation_carries_the_order_as_it_was_last() {
 
 #[test]
 fn nothing_happens_to_an_order_that_is_not_there() {
-    for command in [Confirm, Ship, cancel(), ChangeLines { lines: bread().lines }] {
+    for command in
+        [Confirm, Ship, cancel(), ChangeLines { lines: bread().lines }, give_back(), record_refund("refund-1")]
+    {
         given::<Order>([]).when(command).then_rejected(OrderError::NotPlaced);
     }
 }
@@ -133,7 +156,7 @@ fn nothing_happens_to_an_order_that_is_not_there() {
 #[test]
 fn a_cancelled_order_stays_cancelled() {
     let history = [OrderPlaced(bread()), cancelled(bread())];
-    for command in [Confirm, Ship, ChangeLines { lines: bread().lines }] {
+    for command in [Confirm, Ship, ChangeLines { lines: bread().lines }, give_back(), record_refund("refund-1")] {
         given::<Order>(history.clone()).when(command).then_rejected(OrderError::Cancelled);
     }
     given::<Order>(history).when(place(bread().lines)).then_rejected(OrderError::PlacedBefore);
@@ -165,7 +188,9 @@ fn a_past_order_adds_up() {
 
 #[test]
 fn a_past_order_is_finished() {
-    for command in [Confirm, Ship, cancel(), ChangeLines { lines: bread().lines }] {
+    for command in
+        [Confirm, Ship, cancel(), ChangeLines { lines: bread().lines }, give_back(), record_refund("refund-1")]
+    {
         given::<Order>([PastOrderRecorded(bread())]).when(command).then_rejected(OrderError::Past);
     }
 }
@@ -180,4 +205,50 @@ fn what_is_paid_for_is_delivered_at_once_unless_the_order_is_another_by_now() {
     given::<Order>([OrderPlaced(bread()), changed]).when(deliver()).then_rejected(OrderError::Changed);
     given::<Order>([OrderPlaced(bread()), cancelled(bread())]).when(deliver()).then_rejected(OrderError::Cancelled);
     given::<Order>([]).when(deliver()).then_rejected(OrderError::NotPlaced);
+}
+
+#[test]
+fn what_has_left_can_be_returned_once() {
+    let shipped = || vec![OrderPlaced(online()), confirmed(), shipped()];
+    given::<Order>(shipped()).when(give_back()).then([returned()]);
+    let after = || [shipped(), vec![returned()]].concat();
+    given::<Order>(after()).when(give_back()).then_nothing();
+    given::<Order>(after()).when(Return { reason: "too old".into() }).then_nothing();
+    given::<Order>([after(), vec![refunded()]].concat()).when(give_back()).then_nothing();
+}
+
+#[test]
+fn what_has_not_left_or_was_bought_in_a_store_is_not_returned() {
+    given::<Order>([OrderPlaced(online())]).when(give_back()).then_rejected(OrderError::NotShipped);
+    given::<Order>([OrderPlaced(online()), confirmed()]).when(give_back()).then_rejected(OrderError::NotShipped);
+    given::<Order>([OrderPlaced(bread()), confirmed(), shipped()]).when(give_back()).then_rejected(OrderError::InStore);
+}
+
+#[test]
+fn a_returned_order_is_paid_back_once() {
+    let history = || vec![OrderPlaced(online()), confirmed(), shipped(), returned()];
+    given::<Order>(history()).when(record_refund("refund-1")).then([refunded()]);
+    let after = || [history(), vec![refunded()]].concat();
+    given::<Order>(after()).when(record_refund("refund-1")).then_nothing();
+    given::<Order>(after())
+        .when(record_refund("refund-2"))
+        .then_rejected(OrderError::RefundedBefore { refund: "refund-1".into() });
+    for history in [&history()[..1], &history()[..2], &history()[..3]] {
+        given::<Order>(history.to_vec()).when(record_refund("refund-1")).then_rejected(OrderError::NotReturned);
+    }
+}
+
+#[test]
+fn a_returned_order_stays_returned() {
+    let returned = vec![OrderPlaced(online()), confirmed(), shipped(), returned()];
+    for history in [returned.clone(), [returned, vec![refunded()]].concat()] {
+        for command in [Confirm, Ship, Deliver { lines: bread().lines }] {
+            given::<Order>(history.clone()).when(command).then_nothing();
+        }
+        for command in [cancel(), ChangeLines { lines: bread_and_milk().lines }] {
+            given::<Order>(history.clone()).when(command).then_rejected(OrderError::Returned);
+        }
+        given::<Order>(history.clone()).when(place(bread().lines)).then_rejected(OrderError::PlacedBefore);
+        given::<Order>(history).when(RecordPast(bread())).then_rejected(OrderError::OtherContents);
+    }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::order::OrderEvent;
 
-/// What one customer has bought, cancelled orders left out. The key is the customer's id.
+/// What one customer has bought, cancelled and returned orders left out. The key is the customer's id.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(crate) struct CustomerSpend {
     pub(crate) orders: i64,

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::order::{Line, OrderEvent, Purchase};
 
-/// What one department sold on one day (UTC), cancelled orders left out. The key is `2017-01-31/GROCERY`.
+/// What one department sold on one day (UTC), cancelled and returned orders left out. The key is
+/// `2017-01-31/GROCERY`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(crate) struct DepartmentSales {
     pub(crate) lines: i64,

@@ -35,7 +35,10 @@ impl View for OpenOrder {
 
     fn keys(recorded: &Recorded<OrderEvent>) -> Vec<Id> {
         match &recorded.event {
-            OrderEvent::PastOrderRecorded(_) => vec![],
+            // It is not open any more, or never was.
+            OrderEvent::PastOrderRecorded(_) | OrderEvent::OrderReturned { .. } | OrderEvent::OrderRefunded { .. } => {
+                vec![]
+            }
             OrderEvent::OrderPlaced(_)
             | OrderEvent::LinesChanged { .. }
             | OrderEvent::OrderConfirmed { .. }
@@ -57,9 +60,11 @@ impl View for OpenOrder {
                 };
             }
             OrderEvent::OrderConfirmed { .. } => self.status = OpenOrderStatus::Confirmed,
-            OrderEvent::OrderShipped { .. } | OrderEvent::OrderCancelled { .. } | OrderEvent::PastOrderRecorded(_) => {
-                return Change::Remove;
-            }
+            OrderEvent::OrderShipped { .. }
+            | OrderEvent::OrderCancelled { .. }
+            | OrderEvent::OrderReturned { .. }
+            | OrderEvent::OrderRefunded { .. }
+            | OrderEvent::PastOrderRecorded(_) => return Change::Remove,
         }
         Change::Keep
     }

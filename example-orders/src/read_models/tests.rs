@@ -58,6 +58,27 @@ fn a_customer_whose_orders_are_all_cancelled_is_gone() {
 }
 
 #[test]
+fn what_is_returned_counts_as_unsold_and_the_refund_changes_nothing_more() {
+    let shipped = OrderShipped { customer: CustomerId(7) };
+    let returned = OrderReturned { purchase: small(), reason: "too old".into() };
+    let refunded = OrderRefunded { customer: CustomerId(7), refund: "refund-1".into(), cents: 100 };
+    let events = || [OrderPlaced(small()), shipped.clone()].map(|event| recorded("order-1", event));
+    let after = || [returned.clone(), refunded.clone()].map(|event| recorded("order-1", event));
+    let other = || [recorded("order-2", OrderPlaced(large()))];
+
+    given_view::<CustomerSpend>(events())
+        .when(other())
+        .then(7, spend(2, 4, 235))
+        .when(after())
+        .then(7, spend(1, 3, 135));
+    given_view::<DepartmentSales>(events())
+        .then("2017-01-31/GROCERY", sales(1, 100))
+        .when(after())
+        .then_none("2017-01-31/GROCERY");
+    given_view::<OpenOrder>(events()).when(after()).then_none("1");
+}
+
+#[test]
 fn a_department_sells_on_the_day_of_the_order() {
     given_view::<DepartmentSales>([recorded("order-1", PastOrderRecorded(large()))])
         .then("2017-01-31/GROCERY", sales(2, 105))

@@ -18,7 +18,7 @@ use crate::{
 /// How long the read models may stand still before nobody waits for them any more.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Everything that was bought, cancelled orders left out.
+/// Everything that was bought, cancelled and returned orders left out.
 #[derive(Debug, PartialEq, Serialize)]
 pub(crate) struct Totals {
     pub(crate) orders: i64,

@@ -14,7 +14,7 @@ use crate::{
 /// How long one call of the gateway may take: longer than its client waits.
 const CALL: Duration = Duration::from_secs(10);
 /// The gateway. It never forgets a key; one that is down is asked every 20 s whether it is back.
-const GATEWAY: Target = Target { open_for: Duration::from_secs(20), ..Target::new("gateway") };
+pub(super) const GATEWAY: Target = Target { open_for: Duration::from_secs(20), ..Target::new("gateway") };
 
 /// Fulfils the orders of the online shop; what is bought in a store is paid and taken away there.
 ///

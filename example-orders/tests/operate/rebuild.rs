@@ -138,7 +138,7 @@ async fn a_store_of_the_version_before_is_rebuilt_by_the_next_start() {
     shop.execute("alter table annals_order_search.orders drop column discount_cents").await;
 
     let runner = shop.runs();
-    shop.wait_for("order_search", "version 2 serves", |model| model["version"] == 2);
+    shop.wait_for("order_search", "version 3 serves", |model| model["version"] == 3);
     runner.end();
 
     assert!(shop.number("select sum(discount_cents)::bigint from annals_order_search.orders").await > 0);

@@ -21,12 +21,16 @@ async fn orders_are_fulfilled_or_undone_and_all_books_agree_although_processes_a
     assert_eq!(number(&fulfilled, "completed") + number(&fulfilled, "compensated"), 120, "{fulfilled}");
     assert!(number(&fulfilled, "compensated") > 0 && number(&fulfilled, "refunded_cents") > 0, "{fulfilled}");
     assert_eq!((&fulfilled["ledger_equal"], &fulfilled["stock_equal"]), (&true.into(), &true.into()));
+    let books = fs::read_to_string(shop.books().join("books.jsonl")).unwrap();
+    // Each is on its way or cancelled, and its customer was told so, once.
+    assert_eq!(books.lines().filter(|line| line.starts_with("{\"Sent\"")).count(), 120);
     let reconciled = shop.object(&["reconcile", "--json"], 0);
     for field in ["completed", "compensated", "charged_cents", "refunded_cents"] {
         assert_eq!(reconciled[field], fulfilled[field], "{field}");
     }
     let summary = shop.object(&["sagas", "summary", "--json"], 0);
     assert_eq!(summary["fulfilment"]["completed"], fulfilled["completed"]);
+    assert_eq!(summary["refund"], serde_json::json!({"running": 0, "completed": 0, "compensated": 0, "stuck": 0}));
 
     // A charge that nobody asked for.
     let stranger = "{\"Charged\":{\"key\":\"k\",\"charge\":{\"id\":\"charge-1000\",\"order\":\"7\",\"cents\":100}}}\n";

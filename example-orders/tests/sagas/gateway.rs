@@ -48,6 +48,25 @@ async fn what_a_gateway_answered_it_answers_again_after_it_was_killed() {
 }
 
 #[tokio::test]
+async fn a_message_is_sent_once_under_its_key_and_listed() {
+    let folder = Folder::new();
+    let (gateway, url) = Running::gateway(&["--duplicates", "1"], &folder.0);
+    let message = json!({"customer": "7", "order": "1", "text": "it is on its way"});
+    let (status, first) = post(&url, "messages", "a", message.clone()).await;
+    assert_eq!(status, StatusCode::OK);
+    gateway.kill();
+
+    let (_gateway, url) = Running::gateway(&[], &folder.0);
+
+    assert_eq!(post(&url, "messages", "a", message).await, (StatusCode::OK, first.clone()));
+    let empty = post(&url, "messages", "b", json!({"customer": "7", "order": "1", "text": ""})).await;
+    assert_eq!(empty.0, StatusCode::UNPROCESSABLE_ENTITY, "{empty:?}");
+    let other = post(&url, "messages", "a", json!({"customer": "7", "order": "1", "text": "it is lost"})).await;
+    assert_eq!(other.0, StatusCode::UNPROCESSABLE_ENTITY, "{other:?}");
+    assert_eq!(get(&url, "ledger").await["messages"], json!([first]));
+}
+
+#[tokio::test]
 async fn switches_change_while_it_runs() {
     let folder = Folder::new();
     let (_gateway, url) = Running::gateway(&["--declined", "1"], &folder.0);

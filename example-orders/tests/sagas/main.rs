@@ -5,6 +5,7 @@
 mod fulfil;
 mod gateway;
 mod operate;
+mod returns;
 mod transfer;
 
 use std::{

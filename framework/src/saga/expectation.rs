@@ -11,6 +11,57 @@ use crate::{Begin, Event, Id, Recorded};
 ///
 /// What does not end in time is listed as a stuck saga under the expectation's name, and told to
 /// [`Builder::on_attention`](crate::Builder::on_attention). If it ends later after all, it is completed.
+///
+/// # When to choose which
+/// [`Reactor`](crate::Reactor)s know nothing of each other, so none of them misses what another one left undone: give what they do
+/// together an expectation, if its absence would hurt. A [`Saga`] needs none: it knows what it waits for, and is stuck by itself.
+///
+/// # Example
+/// ```
+/// use annals::{Event, Expectation, Id, Recorded};
+/// use std::time::Duration;
+/// # use annals::{Aggregate, Context, testing::recorded};
+/// # use schemars::JsonSchema;
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Clone, Serialize, Deserialize, JsonSchema)]
+/// # pub enum OrderEvent { Placed { cents: i64 }, Returned { charge: String }, Refunded { refund: String } }
+/// # impl Event for OrderEvent {}
+/// # #[derive(Default, Serialize, Deserialize)]
+/// # struct Order;
+/// # impl Aggregate for Order {
+/// #     const TYPE: &'static str = "order";
+/// #     type Command = ();
+/// #     type Event = OrderEvent;
+/// #     type Error = std::convert::Infallible;
+/// #     fn handle(&self, _: &(), _: &Context) -> Result<Vec<OrderEvent>, Self::Error> { Ok(vec![]) }
+/// #     fn apply(&mut self, _: &OrderEvent) {}
+/// # }
+///
+/// /// What comes back is paid back within three days.
+/// struct Refund;
+///
+/// impl Expectation for Refund {
+///     const NAME: &'static str = "refund";
+///     type Event = OrderEvent;
+///
+///     fn begin(event: &Recorded<OrderEvent>) -> Option<(Id, Duration)> {
+///         let within = Duration::from_secs(3 * 86_400);
+///         matches!(event.event, OrderEvent::Returned { .. }).then(|| (event.stream.id().into(), within))
+///     }
+///
+///     fn end(event: &Recorded<OrderEvent>) -> Option<Id> {
+///         matches!(event.event, OrderEvent::Refunded { .. }).then(|| event.stream.id().into())
+///     }
+/// }
+///
+/// let refunded = recorded("order-7", OrderEvent::Refunded { refund: "refund-1".into() });
+/// assert_eq!((Refund::begin(&refunded), Refund::end(&refunded)), (None, Some("7".into())));
+/// # async fn start(annals: annals::Annals) -> Result<(), annals::StartError> {
+///
+/// let look = |at: annals::Attention| eprintln!("{} {} needs somebody: {}", at.saga, &*at.id, at.reason);
+/// let app = annals.app().aggregate::<Order>().expectation::<Refund>().on_attention(look).start().await?;
+/// # Ok(()) }
+/// ```
 pub trait Expectation: Send + Sync + 'static {
     /// Its stable name, among the sagas': lower case letters, digits and `_`.
     const NAME: &'static str;

@@ -4,6 +4,8 @@ use annals::{
     Attention, CircuitBreaker, DeadLetters, Expectation, FailurePolicy, FollowerState, Reaction, Reactor, Target,
 };
 
+use tokio::sync::Semaphore;
+
 use super::*;
 use crate::app::place;
 
@@ -104,6 +106,61 @@ async fn what_is_old_or_superseded_is_left_out_and_that_is_recorded() {
             .unwrap();
     assert!(skipped[0].0 == "order-old" && skipped[0].1.ends_with("s old, and 3600s is the most"), "{skipped:?}");
     assert_eq!(skipped[1], ("order-gone".into(), "version 1 of its stream, which is at 2 by now".into()));
+}
+
+/// Confirms what is placed, once it is let.
+struct Confirms {
+    reacts: Arc<Semaphore>,
+    may: Arc<Semaphore>,
+}
+
+impl Reactor for Confirms {
+    const NAME: &'static str = "confirms";
+    const FAILURES: FailurePolicy = FailurePolicy { attempts: 1, ..FailurePolicy::PARK };
+    type Event = OrderEvent;
+
+    async fn react(&self, reaction: Reaction<OrderEvent>) -> Result<(), StepError> {
+        if !matches!(reaction.event.event, OrderEvent::Placed { .. }) {
+            return Ok(());
+        }
+        self.reacts.add_permits(1);
+        let _may = self.may.acquire().await.map_err(StepError::transient)?;
+        reaction.execute::<Order>(reaction.event.stream.id(), OrderCommand::Confirm).await.map(drop)
+    }
+}
+
+#[tokio::test]
+async fn what_a_reactor_could_not_do_because_its_app_was_shut_down_has_not_failed() {
+    let database = database().await;
+    let (reacts, may) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let start = async || {
+        let confirms = Confirms { reacts: reacts.clone(), may: may.clone() };
+        orders(database.url()).await.reactor(confirms).start().await.unwrap()
+    };
+    let app = start().await;
+    app.execute::<Order>("1", place("ada", 1)).await.unwrap();
+    reacts.acquire().await.unwrap().forget();
+
+    let ending = tokio::spawn({
+        let app = app.clone();
+        async move { app.shutdown().await }
+    });
+    eventually("no more commands are taken", || async {
+        app.execute::<Order>("2", OrderCommand::Confirm)
+            .await
+            .is_err_and(|error| error.to_string().contains("shut down"))
+    })
+    .await;
+    may.add_permits(1);
+    ending.await.unwrap();
+    let app = start().await;
+
+    reacts.acquire().await.unwrap().forget();
+    let last = app.execute::<Order>("3", place("ada", 1)).await.unwrap();
+    app.wait_for("confirms", last.position, LONG).await.unwrap();
+    let letters = app.store().followers().dead_letters(Some("confirms"), &DeadLetters::All, 10).await.unwrap();
+    assert_eq!(letters, []);
+    assert_eq!(crate::follow::assert_accounted(&app, "confirms").await.2, 0);
 }
 
 /// Whoever orders, confirms in time.

@@ -13,12 +13,13 @@ use slice::Slice;
 
 /// The table `orders`, one row an order, searchable by what was bought.
 ///
-/// Version 2 has the discount of an order. A store of version 1 is rebuilt by the next start, while what it has serves.
+/// Version 2 has the discount of an order, version 3 knows orders that were returned. A store of a version before is rebuilt by the
+/// next start, while what it has serves.
 pub(crate) struct OrderSearch;
 
 impl Projector for OrderSearch {
     const NAME: &'static str = "order_search";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const TABLES: &'static str = include_str!("tables.sql");
     const INDEXES: &'static str = include_str!("indexes.sql");
     type Event = OrderEvent;

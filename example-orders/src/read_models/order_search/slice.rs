@@ -67,6 +67,10 @@ impl<'a> Slice<'a> {
                 OrderEvent::OrderCancelled { .. } => {
                     moved.insert(id, "cancelled");
                 }
+                OrderEvent::OrderReturned { .. } => {
+                    moved.insert(id, "returned");
+                }
+                OrderEvent::OrderRefunded { .. } => {}
             }
         }
         for (id, purchase) in changed {

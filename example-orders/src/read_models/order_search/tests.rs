@@ -46,13 +46,16 @@ fn new_orders_are_inserted() {
 
 #[test]
 fn the_last_change_of_an_order_stands() {
-    let events: [Recorded<OrderEvent>; 6] = [
+    let events: [Recorded<OrderEvent>; 9] = [
         recorded("order-1", OrderPlaced(purchase(&["PEAS"]))),
         recorded("order-1", changed(&["PEAS", "MILK"])),
         recorded("order-1", changed(&["MILK"])),
         recorded("order-1", confirmed()),
         recorded("order-1", OrderShipped { customer: CustomerId(7) }),
         recorded("order-2", OrderCancelled { purchase: purchase(&["PEAS"]), reason: "too cold".into() }),
+        recorded("order-3", OrderShipped { customer: CustomerId(7) }),
+        recorded("order-3", OrderReturned { purchase: purchase(&["PEAS"]), reason: "too cold".into() }),
+        recorded("order-3", OrderRefunded { customer: CustomerId(7), refund: "refund-1".into(), cents: 100 }),
     ];
 
     let slice = Slice::of(&events);
@@ -60,5 +63,5 @@ fn the_last_change_of_an_order_stands() {
     assert_eq!((slice.lines.ids, slice.lines.products), (vec!["1"], vec!["MILK".to_owned()]));
     let mut statuses: Vec<_> = slice.statuses.ids.into_iter().zip(slice.statuses.statuses).collect();
     statuses.sort();
-    assert_eq!(statuses, [("1", "shipped"), ("2", "cancelled")]);
+    assert_eq!(statuses, [("1", "shipped"), ("2", "cancelled"), ("3", "returned")]);
 }
