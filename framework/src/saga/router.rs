@@ -64,7 +64,8 @@ impl Router {
 
     async fn start(&self, id: &Id, input: Value, cause: &Cause) -> Result<(), FollowError> {
         let mut instance = self.instance(id)?;
-        let slot = if self.runtime.is_paused(instance.definition.name()) { None } else { self.runtime.slot() };
+        let is_paused = self.runtime.is_paused(instance.definition.name());
+        let slot = if is_paused { None } else { self.runtime.slot().await };
         let writer = if slot.is_some() { Writer::Owner { under_way: 0 } } else { Writer::Other };
         let input = Input::Start { definition: instance.definition.version(), input };
         let written = instance.tell(input, writer, cause).await.map_err(passing)?;

@@ -52,6 +52,8 @@ const SHOWN: Duration = Duration::from_secs(20);
 /// How many instances are taken at once, and how soon it is looked for more: what is taken one by one costs a query each.
 const TAKEN: usize = 100;
 const TAKES: Duration = Duration::from_millis(10);
+/// How long what begins waits for room.
+const MOMENT: Duration = Duration::from_millis(100);
 /// How often it is looked whether somebody runs what is open.
 const SERVED: Duration = Duration::from_secs(60);
 
@@ -63,7 +65,9 @@ pub(crate) struct Runtime {
     runs: Vec<Arc<dyn Definition>>,
     /// What the app is made of, once it is.
     rest: OnceLock<(Arc<Contracts>, WeakApp)>,
+    /// Room for instances that begin, and, of a quarter, only for those that are due: neither waits for ever behind the other.
     slots: Arc<Semaphore>,
+    spare_slots: Arc<Semaphore>,
     /// What runs here; and what is to run once that has ended, for a row that was taken again meanwhile.
     running: Mutex<HashMap<StreamId, Option<Waiting>>>,
     /// Types that somebody paused.
@@ -130,8 +134,10 @@ impl Runtime {
         dies_at: Option<usize>,
         stop: CancellationToken,
     ) -> Arc<Self> {
+        let spare = store.config().running_sagas / 4;
         Arc::new(Self {
-            slots: Arc::new(Semaphore::new(store.config().running_sagas)),
+            slots: Arc::new(Semaphore::new(store.config().running_sagas - spare)),
+            spare_slots: Arc::new(Semaphore::new(spare)),
             store,
             process,
             runs: definitions.iter().filter(|it| runs(it.name())).cloned().collect(),
@@ -227,9 +233,20 @@ impl Runtime {
         lock(&self.paused).contains(name)
     }
 
-    /// Room to run another instance, if there is.
-    pub(crate) fn slot(&self) -> Option<OwnedSemaphorePermit> {
-        if self.stop.is_cancelled() { None } else { self.slots.clone().try_acquire_owned().ok() }
+    /// Room to run an instance that begins, if there is some in a moment. To run it here saves to look for it, to take it and to read
+    /// it; where there is none for longer, somebody else may take it.
+    pub(crate) async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        let stopped = self.stop.cancelled();
+        tokio::select! {
+            slot = timeout(MOMENT, self.slots.clone().acquire_owned()) => slot.ok()?.ok(),
+            () = stopped => None,
+        }
+    }
+
+    /// Room to run an instance that is due, if there is.
+    fn spare_slot(&self) -> Option<OwnedSemaphorePermit> {
+        let spare = self.spare_slots.clone().try_acquire_owned();
+        spare.or_else(|_| self.slots.clone().try_acquire_owned()).ok()
     }
 
     /// Runs an instance that this process holds.
@@ -424,7 +441,7 @@ impl Runtime {
 
     /// Takes what is due, as far as there is room. Returns for how long there is nothing more to take.
     async fn take(self: &Arc<Self>) -> Result<Duration, StoreError> {
-        let mut slots: Vec<OwnedSemaphorePermit> = (0..TAKEN).map_while(|_| self.slot()).collect();
+        let mut slots: Vec<OwnedSemaphorePermit> = (0..TAKEN).map_while(|_| self.spare_slot()).collect();
         self.is_full.store(true, Ordering::Relaxed);
         if slots.is_empty() {
             return Ok(LOOK);
