@@ -60,7 +60,8 @@ pub(crate) enum Command {
     Projections(Projections),
     /// Looks after parked events: those that a read model, a saga or a reactor could not handle, and those that wait behind them.
     ///
-    /// What sagas and reactors have parked is tried by whoever runs them: `work`. `plant-poison` makes some to try this with. Exit code 130 when a retry or a discard was stopped before its end.
+    /// What sagas and reactors have parked is tried by whoever runs them: `work`. `plant-poison` makes some to try this with. Exit
+    /// code 130 when a retry or a discard was stopped before its end.
     #[command(subcommand)]
     DeadLetters(Letters),
     /// Checks this build against the log.

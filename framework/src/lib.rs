@@ -29,8 +29,8 @@ pub use execute::{CommandCounts, Either, Options};
 pub use projector::Projector;
 pub use reactor::{Reaction, Reactor};
 pub use saga::{
-    Attention, Cx, Expectation, Facts, FailureKind, Outcome, RetryPolicy, Saga, SagaCounts, SagaEvent, SagaFilter,
-    SagaInstance, SagaState, Sagas, StepError, StepKeys, Steps,
+    Attention, Cx, Expectation, Facts, FailureKind, Found, Outcome, RetryPolicy, Saga, SagaCounts, SagaEvent,
+    SagaFilter, SagaInstance, SagaState, Sagas, StepError, StepKeys, Steps,
 };
 pub use store::{Annals, Append, Finding, Holder, Horizon, NewEvent, Page, ReadLog, ReadStream, Roles, Severity};
 pub use stream::{ExpectedVersion, Id, Position, Receipt, StreamId, Version};

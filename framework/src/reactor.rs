@@ -152,12 +152,13 @@ pub(crate) fn model<R: Reactor>(
     contracts: &Arc<Contracts>,
     runtime: &Arc<Runtime>,
 ) -> Result<Model, InvalidInput> {
-    runtime.breakers.add_all(R::TARGET)?;
+    runtime.breakers.add_all(R::TARGET.filter(|_| runtime.follow.has(R::NAME)))?;
     let (store, runtime, contracts, reactor) = (store.clone(), runtime.clone(), contracts.clone(), Arc::new(reactor));
     Ok(Model {
         name: R::NAME,
         kind: "reactor",
         version: 1,
+        older: vec![],
         partitions: R::PARTITIONS,
         policy: R::FAILURES,
         categories: contracts.categories_of::<R::Event>(),

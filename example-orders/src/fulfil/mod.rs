@@ -15,7 +15,7 @@ use std::{
 use annals::{App, BoxError, Position, Reactor, ReadLog, Saga, SagaCounts, WaitError};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
-use tokio::time::{interval, sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use children::Child;
@@ -245,11 +245,10 @@ async fn kill(
     done: &CancellationToken,
 ) -> Result<(), BoxError> {
     let Some(every) = every else { return Ok(()) };
-    let mut ticks = interval(every);
-    ticks.tick().await;
     for nth in (0..workers.len()).cycle() {
+        // However long one takes to start, it has its time before the next is killed.
         tokio::select! {
-            _ = ticks.tick() => {}
+            () = sleep(every) => {}
             () = done.cancelled() => break,
         }
         workers[nth].kill().await?;

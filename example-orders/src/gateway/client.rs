@@ -57,11 +57,11 @@ impl Client {
         self.post("charges", key, &ToCharge { order: order.into(), cents }).await
     }
 
-    /// What became of the payment under `key`. None is final.
+    /// What became of the payment under `key`. The gateway refuses a key from then on that it was asked about and does not know.
     ///
     /// # Errors
     /// That it was declined is said as such; after any other error it is not known.
-    pub(crate) async fn charged(&self, key: Uuid) -> Result<Option<Charge>, StepError> {
+    pub(crate) async fn charged(&self, key: Uuid) -> Result<annals::Found<Charge>, StepError> {
         let sent = self.request(Method::GET, &format!("charges/by-key/{key}")).send().await;
         // Only this one answer is about the payment. Every other refusal is about the question.
         if let Ok(response) = &sent
@@ -70,7 +70,7 @@ impl Client {
             return Err(StepError::refused("declined"));
         }
         let found: Found = answer(sent).await?;
-        Ok(found.charge)
+        Ok(found.charge.map_or(annals::Found::Never, annals::Found::Happened))
     }
 
     /// Gives a payment back.
@@ -168,7 +168,12 @@ async fn answer<T: DeserializeOwned>(sent: Result<Response, reqwest::Error>) -> 
         // Somebody asked what became of the key, and was told none: whoever still uses it is behind the times, and nothing has happened.
         StatusCode::CONFLICT => Err(StepError::transient(format!("the key is {}", refusal()))),
         StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE => Err(StepError::transient(refusal())),
-        status if status.is_client_error() => Err(StepError::business(refusal())),
+        // A no to what was asked for.
+        StatusCode::PAYMENT_REQUIRED | StatusCode::UNPROCESSABLE_ENTITY => Err(StepError::business(refusal())),
+        // A no to who asks, or how: our own mistake, which says nothing of the order and is no reason to give it up.
+        status if status.is_client_error() => {
+            Err(StepError::unknown(format!("the gateway refuses to be asked: {}", refusal())))
+        }
         status => Err(StepError::unknown(format!("the gateway answered {status}"))),
     }
 }

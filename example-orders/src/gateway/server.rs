@@ -257,9 +257,7 @@ fn answered(answer: Answer) -> Response {
         Answer::Closed => refused(StatusCode::CONFLICT, "closed"),
         Answer::RefundedBefore => refused(StatusCode::UNPROCESSABLE_ENTITY, "refunded before, under another key"),
         Answer::Missing(id) => refused(StatusCode::NOT_FOUND, &format!("there is no {id}")),
-        Answer::OtherContents => {
-            refused(StatusCode::UNPROCESSABLE_ENTITY, "the key was used before, with other contents")
-        }
+        Answer::OtherContents => refused(StatusCode::BAD_REQUEST, "the key was used before, with other contents"),
     }
 }
 

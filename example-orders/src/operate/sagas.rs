@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::timeline::{Moment, timeline};
+use super::timeline::{moments, timeline};
 use crate::{
     cli::{Instance, SagaCommand},
     figures::{count, span},
@@ -95,7 +95,10 @@ pub(crate) async fn run(shop: &Shop, data_dir: &Path, command: SagaCommand) -> R
         SagaCommand::Pause { saga, by } => {
             hold(shop, &saga, &by.into(), true).await?;
             let resume = typed::command(data_dir, &format!("sagas resume {saga}"));
-            Ok(say(format_args!("{saga} is paused: none begins, and none goes on. It goes on with\n   {resume}"))?)
+            Ok(say(format_args!(
+                "{saga} is paused: none begins, and none goes on. Time does not stop: a step whose time is over by then, an hour if \
+                 nothing else was said, has failed, and what was done is undone. It goes on with\n   {resume}"
+            ))?)
         }
         SagaCommand::Resume { saga, by } => {
             hold(shop, &saga, &by.into(), false).await?;
@@ -235,6 +238,9 @@ fn listed(instances: &[SagaInstance], now: DateTime<Utc>) -> Table {
         let is_open = !matches!(instance.state, SagaState::Completed | SagaState::Compensated);
         let served = if is_open && !instance.is_served { " (nobody has it)" } else { "" };
         let next = match instance.due_at {
+            _ if instance.waits_for.is_some() => {
+                format!("when {} answers", instance.waits_for.as_deref().unwrap_or_default())
+            }
             Some(at) if at > now => format!("in {}", span((at - now).as_seconds_f64())),
             Some(_) => "now".into(),
             None => String::new(),
@@ -276,15 +282,15 @@ async fn show(all: &Sagas, instance: &Instance, json: bool) -> Result<(), BoxErr
     if history.is_empty() {
         return Err(format!("there is no {instance}: `sagas list` shows what there is").into());
     }
+    let keys = all.keys(&instance.saga, &instance.id).await?;
     if json {
-        for recorded in &history {
-            say(serde_json::to_string(&Moment::of(recorded))?)?;
+        for moment in moments(&history, &keys) {
+            say(serde_json::to_string(&moment)?)?;
         }
         return Ok(());
     }
     let began = history.first().map(|first| first.recorded_at.format("%Y-%m-%d %H:%M:%S").to_string());
     say(format_args!("{instance}, since {}\n{}", began.unwrap_or_default(), timeline(&history)))?;
-    let keys = all.keys(&instance.saga, &instance.id).await?;
     if keys.is_empty() {
         return Ok(());
     }

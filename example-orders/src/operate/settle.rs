@@ -108,7 +108,8 @@ async fn one(
         }
         if begun.elapsed() > LIMIT {
             let time = span(LIMIT.as_secs_f64());
-            return Err(format!("{name}: {what}, and nothing came of it within {time}: does a process run it? `work` does, if it is a saga or a reactor").into());
+            let who = "does a process run it? `work` does, if it is a saga or a reactor";
+            return Err(format!("{name}: {what}, and nothing came of it within {time}: {who}").into());
         }
         sleep(LOOK).await;
     };

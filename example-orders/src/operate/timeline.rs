@@ -1,9 +1,12 @@
 //! The story of an instance of a saga, as its own stream tells it.
 
-use annals::{FailureKind, Outcome, Recorded, SagaEvent};
+use std::collections::HashMap;
+
+use annals::{FailureKind, Outcome, Recorded, SagaEvent, StepKeys};
 use chrono::{DateTime, TimeDelta, Utc};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
+use uuid::Uuid;
 
 use crate::tables::table;
 
@@ -22,6 +25,12 @@ pub(crate) struct Moment {
     pub(crate) kind: Option<FailureKind>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
+    /// What it came to; of the first, what it began with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) output: Option<serde_json::Value>,
+    /// What the step, or its undo, is known by outside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) key: Option<Uuid>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) next_attempt_at: Option<DateTime<Utc>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,20 +53,26 @@ impl Moment {
             attempt: None,
             kind: None,
             error: None,
+            output: None,
+            key: None,
             next_attempt_at: None,
             deadline_at: None,
             actor: recorded.metadata.actor.clone(),
             reason: None,
         };
         let what = match &recorded.event {
-            SagaEvent::SagaStarted { .. } => "started",
+            SagaEvent::SagaStarted { input, .. } => {
+                moment.output = Some(input.clone());
+                "started"
+            }
             SagaEvent::StepStarted { step, deadline_at } => {
                 moment.deadline_at = Some(*deadline_at);
                 moment.at_step(step, "begun")
             }
-            SagaEvent::StepFailed { step, attempt, kind, error, unknown, next_attempt_at, key_is_dead } => {
+            SagaEvent::StepFailed { step, attempt, kind, error, unknown, next_attempt_at, key_is_dead, not_seen } => {
                 moment.failed(*attempt, *kind, error, *next_attempt_at);
                 let what = match (unknown, key_is_dead) {
+                    _ if *not_seen => "not seen, may yet happen",
                     (true, _) => "failed, outcome not known",
                     (false, true) => "did not happen",
                     (false, false) => "failed",
@@ -65,7 +80,8 @@ impl Moment {
                 moment.at_step(step, what)
             }
             SagaEvent::StepTimedOut { step, .. } => moment.at_step(step, "timed out"),
-            SagaEvent::StepCompleted { step, by_hand, .. } => {
+            SagaEvent::StepCompleted { step, by_hand, output } => {
+                moment.output = Some(output.clone()).filter(|output| !output.is_null());
                 moment.reason = by_hand.clone();
                 moment.at_step(step, if by_hand.is_some() { "done, says an operator" } else { "done" })
             }
@@ -73,9 +89,13 @@ impl Moment {
                 moment.reason = Some(reason.clone());
                 moment.at_step(step, "skipped")
             }
-            SagaEvent::EventReceived { step, refusal, .. } => {
-                moment.error = refusal.clone();
+            SagaEvent::EventReceived { step, output, .. } => {
+                moment.output = Some(output.clone()).filter(|output| !output.is_null());
                 moment.at_step(step, "event received")
+            }
+            SagaEvent::EventRefused { step, reason, .. } => {
+                moment.error = Some(reason.clone());
+                moment.at_step(step, "event received: failed")
             }
             SagaEvent::UndoBegan { step, reason, .. } => {
                 (moment.step, moment.reason) = (step.clone(), Some(reason.clone()));
@@ -124,9 +144,46 @@ impl Moment {
     }
 }
 
+/// The moments of a history, each with the key that was used then.
+pub(crate) fn moments(history: &[Recorded<SagaEvent>], keys: &[StepKeys]) -> Vec<Moment> {
+    let mut dead: HashMap<&str, usize> = HashMap::new();
+    let key_of = |step: &str, undo: bool, dead: usize| {
+        let keys = keys.iter().find(|keys| keys.step == step)?;
+        Some(if undo { keys.undo } else { keys.dead.get(dead).copied().unwrap_or(keys.key) })
+    };
+    let mut moments = vec![];
+    for recorded in history {
+        let mut moment = Moment::of(recorded);
+        let undo = match &recorded.event {
+            SagaEvent::StepStarted { .. } | SagaEvent::StepFailed { .. } | SagaEvent::StepCompleted { .. } => {
+                Some(false)
+            }
+            SagaEvent::UndoStarted { .. } | SagaEvent::UndoFailed { .. } | SagaEvent::StepUndone { .. } => Some(true),
+            _ => None,
+        };
+        if let (Some(undo), Some(step)) = (undo, &moment.step) {
+            moment.key = key_of(step, undo, dead.get(step.as_str()).copied().unwrap_or_default());
+        }
+        if let SagaEvent::StepFailed { step, key_is_dead: true, .. } = &recorded.event {
+            *dead.entry(step).or_default() += 1;
+        }
+        moments.push(moment);
+    }
+    moments
+}
+
+/// As much of `text` as fits into a table.
+fn shortened(text: &str) -> String {
+    const LONGEST: usize = 120;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// A row a moment.
 pub(crate) fn timeline(history: &[Recorded<SagaEvent>]) -> Table {
-    let mut table = table(["time", "what", "step", "attempt", "error", "until", "actor", "reason"]);
+    let mut table = table(["time", "what", "step", "attempt", "came to", "error", "until", "actor", "reason"]);
     for moment in history.iter().map(Moment::of) {
         let until = match (moment.next_attempt_at, moment.deadline_at) {
             (Some(at), _) => format!("again {}", at.format("%H:%M:%S")),
@@ -144,13 +201,14 @@ pub(crate) fn timeline(history: &[Recorded<SagaEvent>]) -> Table {
             moment.what,
             moment.step.unwrap_or_default(),
             moment.attempt.map(|attempt| attempt.to_string()).unwrap_or_default(),
+            moment.output.map(|output| shortened(&output.to_string())).unwrap_or_default(),
             format!("{}{}", kind.unwrap_or_default(), moment.error.unwrap_or_default()),
             until,
             moment.actor.unwrap_or_default(),
             moment.reason.unwrap_or_default(),
         ]);
     }
-    for words in [1, 2, 4, 5, 6, 7] {
+    for words in [1, 2, 4, 5, 6, 7, 8] {
         if let Some(column) = table.column_mut(words) {
             column.set_cell_alignment(CellAlignment::Left);
         }

@@ -60,7 +60,7 @@ pub enum Follow {
 }
 
 impl Follow {
-    fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         match self {
             Self::All => true,
             Self::Nothing => false,
@@ -220,9 +220,16 @@ impl Builder {
         let (store, contracts) = (this.store, Arc::new(this.contracts));
         let repositories = this.repositories.into_iter().map(|make| make(&store, &contracts)).collect();
         let (stop, process) = (CancellationToken::new(), Uuid::now_v7());
-        let runs = |name: &str| this.follow.has(name);
-        let runtime =
-            Runtime::new(store.clone(), process, this.sagas, runs, this.on_attention, this.dies_at, stop.child_token());
+        let follow = this.follow.clone();
+        let runtime = Runtime::new(
+            store.clone(),
+            process,
+            this.sagas,
+            follow,
+            this.on_attention,
+            this.dies_at,
+            stop.child_token(),
+        );
         let models = this.followers.into_iter().map(|(_, define)| define(&store, &contracts, &runtime));
         let models: Vec<Model> = models.collect::<Result<_, InvalidInput>>()?;
         runtime.add_targets()?;

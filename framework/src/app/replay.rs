@@ -142,7 +142,15 @@ impl Builder {
         let Self { store, contracts, folds, followers, .. } = self.checked()?;
         let contracts = Arc::new(contracts);
         // Nothing of it runs.
-        let runtime = Runtime::new(store.clone(), Uuid::nil(), vec![], |_| false, None, None, CancellationToken::new());
+        let runtime = Runtime::new(
+            store.clone(),
+            Uuid::nil(),
+            vec![],
+            crate::Follow::Nothing,
+            None,
+            None,
+            CancellationToken::new(),
+        );
         let models = followers.into_iter().map(|(_, define)| define(&store, &contracts, &runtime));
         let models: Vec<Model> = models.collect::<Result<_, InvalidInput>>()?;
         let models: Vec<Model> = models.into_iter().filter(Model::is_read_model).collect();

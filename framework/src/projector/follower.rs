@@ -25,6 +25,7 @@ pub(crate) fn model<P: Projector>(
         name: P::NAME,
         kind: "projector",
         version: P::VERSION,
+        older: vec![],
         partitions: P::PARTITIONS,
         policy: P::FAILURES,
         categories: contracts.categories_of::<P::Event>(),

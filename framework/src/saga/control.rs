@@ -242,8 +242,9 @@ impl Sagas {
     /// Lets an instance go on at once that is stuck, or waits for its next attempt.
     ///
     /// # Errors
-    /// [`StoreError::Unfit`] if there is no such instance, its saga is not registered in this app, or it does not wait; as any
-    /// append otherwise.
+    /// [`StoreError::Unfit`] if there is no such instance, its saga is not registered in this app, it does not wait, or it is in doubt
+    /// whether a step happened that cannot be repeated any more: its key does not live, or it has one attempt. As any append
+    /// otherwise.
     pub async fn retry(&self, saga: &str, id: impl Into<Id>, by: &By) -> Result<(), StoreError> {
         self.tell(saga, id, Input::Retry { reason: by.reason.clone() }, by).await
     }
@@ -260,7 +261,7 @@ impl Sagas {
     /// there; or undoes it, if it is undoing.
     ///
     /// # Errors
-    /// As [`Sagas::retry`]; if the step is not open, or does not come to such a thing.
+    /// As [`Sagas::retry`]; if the step is not open, does not come to such a thing, or its first attempt may be under way.
     pub async fn complete(
         &self,
         saga: &str,
@@ -269,17 +270,20 @@ impl Sagas {
         output: serde_json::Value,
         by: &By,
     ) -> Result<(), StoreError> {
-        let reason = by.reason.clone();
-        self.tell(saga, id, Input::Completed { step: step.into(), output, reason }, by).await
+        let (id, reason) = (id.into(), by.reason.clone());
+        let is_run = self.is_run(saga, &id).await?;
+        self.tell(saga, id, Input::Completed { step: step.into(), output, reason, is_run }, by).await
     }
 
     /// Says that `step`, which may have happened, did not and will not: then it is tried again, under a new key; or counts as not
     /// done, if the instance undoes.
     ///
     /// # Errors
-    /// As [`Sagas::retry`]; if it is not in doubt whether the step happened.
+    /// As [`Sagas::retry`]; if it is not in doubt whether the step happened, or an attempt may be under way.
     pub async fn not_done(&self, saga: &str, id: impl Into<Id>, step: &str, by: &By) -> Result<(), StoreError> {
-        self.tell(saga, id, Input::Denied { step: step.into(), reason: by.reason.clone() }, by).await
+        let (id, reason) = (id.into(), by.reason.clone());
+        let is_run = self.is_run(saga, &id).await?;
+        self.tell(saga, id, Input::Denied { step: step.into(), reason, is_run }, by).await
     }
 
     /// The keys of an instance's steps, in the order in which they began: what they are known by outside ([`Cx::key`](crate::Cx)).
@@ -287,7 +291,11 @@ impl Sagas {
     /// # Errors
     /// As [`Sagas::list`]; [`StoreError::Unfit`] if this app does not have the saga.
     pub async fn keys(&self, saga: &str, id: impl Into<Id>) -> Result<Vec<StepKeys>, StoreError> {
-        let state = self.read(saga, id).await?.state;
+        let instance = self.read(saga, id).await?;
+        if let Some(error) = instance.unreadable() {
+            return Err(StoreError::Unfit(error));
+        }
+        let state = instance.state;
         let mut steps: Vec<_> = state.steps.iter().filter(|step| step.begun > 0).collect();
         steps.sort_by_key(|step| step.begun);
         let keys = |step: &&StepState| StepKeys {
@@ -299,7 +307,8 @@ impl Sagas {
         Ok(steps.iter().map(keys).collect())
     }
 
-    /// Pauses a saga: no instance begins, and none goes on, until it is resumed.
+    /// Pauses a saga: no instance begins, and none goes on, until it is resumed. Time does not stop: a step whose time is over by then,
+    /// an hour if nothing else was said, has failed, and what was done is undone.
     ///
     /// # Errors
     /// As [`Followers::pause`](crate::Followers::pause).
@@ -343,6 +352,15 @@ impl Sagas {
             return Err(StoreError::Unfit(format!("there is no instance {} of saga {saga}", stream.id())));
         }
         Ok(instance)
+    }
+
+    /// Whether a process runs an instance.
+    async fn is_run(&self, saga: &str, id: &Id) -> Result<bool, StoreError> {
+        let store = &self.runtime.store;
+        let stream = StreamId::of_saga(saga, id)?;
+        let asking = store.inner.sql.read_saga.query().bind(stream.as_str());
+        let row = store.inner.reads.optional("read who runs a saga", asking).await?;
+        Ok(row.is_some_and(|row| row.get::<Option<Uuid>, _>(0).is_some()))
     }
 
     async fn tell(&self, saga: &str, id: impl Into<Id>, input: Input, by: &By) -> Result<(), StoreError> {

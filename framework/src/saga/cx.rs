@@ -20,7 +20,19 @@ pub struct StepError {
     /// Whether this is the answer to a question.
     pub(crate) refused: bool,
     /// Whether no other attempt of this build gets any further.
-    pub(crate) unreadable: bool,
+    pub(crate) is_final: bool,
+}
+
+/// What became of a step, as far as whoever was asked knows ([`Steps::ask`](crate::Steps::ask)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found<T> {
+    /// It happened, and came to this.
+    Happened(T),
+    /// It is not there, and may still come: a call may be on its way. It is repeated under the same key; or asked again, while the saga
+    /// undoes. This is what a plain search says that finds nothing.
+    NotSeen,
+    /// It did not happen and never will: from now on the key is refused. If the step is tried again, it is under another key.
+    Never,
 }
 
 /// How much of a failure is recorded, in characters.
@@ -32,7 +44,7 @@ impl StepError {
         let message = message.to_string();
         let message =
             message.chars().take(LONGEST).map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect();
-        Self { kind, message, retry_after: None, refused: false, unreadable: false }
+        Self { kind, message, retry_after: None, refused: false, is_final: false }
     }
 
     /// The answer is no, and stays no. Nothing has happened, and the saga undoes what it has done.
@@ -68,7 +80,7 @@ impl StepError {
     }
 
     pub(super) fn unreadable(what: &str, error: impl fmt::Display) -> Self {
-        Self { unreadable: true, ..Self::unknown(format!("{what} cannot be read by this build: {error}")) }
+        Self { is_final: true, ..Self::unknown(format!("{what} cannot be read by this build: {error}")) }
     }
 }
 
@@ -85,7 +97,9 @@ impl From<StoreError> for StepError {
     fn from(error: StoreError) -> Self {
         match &error {
             StoreError::UnknownOutcome { .. } => Self::unknown(error),
-            StoreError::Invalid(_) | StoreError::CommandReused { .. } => Self::business(error),
+            // Another command has taken effect under this id: an attempt before this one sent another.
+            StoreError::CommandReused { .. } => Self { is_final: true, ..Self::unknown(error) },
+            StoreError::Invalid(_) => Self::business(error),
             _ => Self::transient(error),
         }
     }
@@ -172,7 +186,8 @@ impl<S: Saga> Cx<S> {
     }
 
     /// Lets the aggregate `id` handle `command`, once, however often the step is repeated: the command's id comes from the
-    /// step and the stream. So a step has one command for each aggregate.
+    /// step and the stream. So a step has one command for each aggregate, and that is the same in each attempt: it depends on the input
+    /// and on outputs, not on the time, and not on the build.
     ///
     /// # Errors
     /// A rejection is [`business`](StepError::business): nothing has happened. Where it is the second command of a step that

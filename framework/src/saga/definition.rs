@@ -8,7 +8,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
-    Cx, Facts, Saga, StepError, Steps,
+    Cx, Facts, Found, Saga, StepError, Steps,
     engine::What,
     plan::{Kind, Plan},
     state::{Phase, State, Taken},
@@ -60,13 +60,13 @@ pub(crate) trait Definition: Send + Sync {
     fn check_output(&self, step: &str, output: &Value) -> Result<(), String>;
     /// Whether this is one command, which commits with the step.
     fn commits(&self, step: &str, what: What) -> bool;
-    /// What it will come to; for a question, none if it did not happen. An error is that this build cannot read what the step needs:
+    /// What it will come to. An error is that this build cannot read what the step needs:
     /// nothing is tried then.
     fn attempt(&self, step: &str, what: What, call: Call) -> Result<Attempt, String>;
     fn command(&self, step: &str, what: What, call: Call, along: Along) -> Result<Committing, String>;
 }
 
-pub(crate) type Attempt = BoxFuture<'static, Result<Option<Value>, StepError>>;
+pub(crate) type Attempt = BoxFuture<'static, Result<Found<Value>, StepError>>;
 pub(crate) type Committing = BoxFuture<'static, Result<(), NotCommitted>>;
 
 /// A saga with its types.
@@ -150,12 +150,12 @@ impl<S: Saga> Definition for Typed<S> {
         Ok(match (what, &doing.run, &doing.ask, &doing.undo) {
             (What::Run, Some(run), ..) => {
                 let running = run(cx);
-                Box::pin(async move { running.await.map(Some) })
+                Box::pin(async move { running.await.map(Found::Happened) })
             }
             (What::Ask, _, Some(ask), _) => ask(cx),
             (What::Undo, _, _, Some(undo)) => {
                 let undoing = undo(cx, state.output(step).cloned().unwrap_or_default());
-                Box::pin(async move { undoing.await.map(|()| None) })
+                Box::pin(async move { undoing.await.map(|()| Found::Happened(Value::Null)) })
             }
             _ => return Err(lost(step)),
         })

@@ -44,12 +44,15 @@ pub(crate) enum Input {
         definition: u32,
         input: Value,
     },
+    /// `key`: which of the step's keys this is about, counted from 0. What is said of one that is dead says nothing of the next.
     Succeeded {
         step: String,
+        key: u32,
         output: Value,
     },
     Failed {
         step: String,
+        key: u32,
         failure: Failure,
     },
     /// Its time is over, or the saga undoes, and nobody has tried it. Only who runs the instance knows that, and only of the state that
@@ -60,15 +63,23 @@ pub(crate) enum Input {
     /// Whoever was asked says that it did not happen, and never will under this key: it is dead.
     NotDone {
         step: String,
+        key: u32,
     },
-    /// Somebody who looked says the same.
+    /// Whoever was asked has not seen it, and may yet.
+    NotSeen {
+        step: String,
+        key: u32,
+    },
+    /// Somebody who looked says that it did not happen, and never will. `is_run`: an attempt may be under way.
     Denied {
         step: String,
         reason: String,
+        is_run: bool,
     },
     /// Whoever was asked could not say.
     NotAnswered {
         step: String,
+        key: u32,
         failure: Failure,
     },
     Undone {
@@ -99,11 +110,12 @@ pub(crate) enum Input {
         step: String,
         reason: String,
     },
-    /// Somebody knows that it happened.
+    /// Somebody knows that it happened. `is_run`: an attempt may be under way.
     Completed {
         step: String,
         output: Value,
         reason: String,
+        is_run: bool,
     },
     Cancel {
         reason: String,
@@ -129,6 +141,16 @@ pub(crate) struct Effect {
     pub(crate) what: What,
     /// Which attempt this is, from 1.
     pub(crate) attempt: u32,
+    /// Under which of the step's keys, counted from 0.
+    pub(crate) key: u32,
+}
+
+/// What whoever was asked said of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Said {
+    Never,
+    NotSeen,
+    Nothing,
 }
 
 /// Decides what becomes of an instance. An error is an operator's input that does not fit: nothing happens then.
@@ -162,10 +184,11 @@ pub(crate) fn effects(plan: &Plan, state: &State, now: DateTime<Utc>) -> Vec<Eff
         let what = match (step.progress, &planned.kind) {
             (Progress::Undoing | Progress::UndoWaiting, _) if undoing => What::Undo,
             (Progress::Undoing | Progress::UndoWaiting, _) | (_, Kind::Wait { .. }) => return None,
-            (_, Kind::Call { asks: true }) if step.unknown > 0 => What::Ask,
+            // What has not been seen is repeated under its key, but not while it is undone.
+            (_, Kind::Call { asks: true }) if step.unknown > 0 && (undoing || !step.not_seen) => What::Ask,
             _ => What::Run,
         };
-        Some(Effect { step: planned.name, what, attempt: step.attempts + 1 })
+        Some(Effect { step: planned.name, what, attempt: step.attempts + 1, key: step.dead_keys })
     };
     state.current().filter(|step| is_due(step) && lives(step)).filter_map(effect).collect()
 }
@@ -193,12 +216,16 @@ fn lives_until(planned: &Planned, step: &StepState) -> Option<DateTime<Utc>> {
     let life = planned.target?.key_life?;
     let repeats = match step.progress {
         Progress::UndoWaiting => true,
-        Progress::Waiting => matches!(planned.kind, Kind::Call { asks: false }),
+        Progress::Waiting => matches!(planned.kind, Kind::Call { asks: false }) || step.not_seen,
         _ => false,
     };
     // Who had it tried again has looked.
     (repeats && step.unknown > 0 && !step.retried).then(|| later(step.started_at, life))
 }
+
+/// Why an operator's word is not taken now.
+const UNDER_WAY: &str =
+    "an attempt may be under way. Say so once nobody runs it; pause the saga if it is tried again and again";
 
 struct Turn<'p> {
     plan: &'p Plan,
@@ -221,34 +248,28 @@ impl<'p> Turn<'p> {
         match input {
             Input::Start { definition, input } => {
                 if self.state.phase == Phase::Early {
-                    self.emit(SagaEvent::SagaStarted { definition, input });
+                    let steps = self.plan.steps().map(|step| step.name.to_owned()).collect();
+                    self.emit(SagaEvent::SagaStarted { definition, input, steps });
                     if let Some(reason) = self.state.cancelled.clone() {
                         self.begin_undo(None, reason);
                     }
                 }
             }
-            Input::Succeeded { step, output } => {
-                let progress = self.state.step(&step).map(|step| step.progress);
-                use Progress::{Failed, Running, Skipped, Waiting};
-                if matches!(progress, Some(Running | Waiting | Failed | Skipped)) {
-                    self.emit(SagaEvent::StepCompleted { step, output, by_hand: None });
-                }
+            Input::Succeeded { step, key, output } => self.succeeded(step, key, output),
+            Input::Failed { step, key, failure } if self.is_of(&step, key) => self.failed(&step, failure, None, true),
+            Input::NotDone { step, key } if self.is_of(&step, key) => {
+                let error = "whoever was asked says that it did not happen, and never will".into();
+                self.failed(&step, Failure::transient(error), Some(Said::Never), true);
             }
-            Input::Failed { step, failure } => self.failed(&step, failure, None, true),
-            Input::NotDone { step } => {
-                let error = "whoever was asked says that it did not happen".into();
-                self.failed(&step, Failure::transient(error), Some(false), true);
+            Input::NotSeen { step, key } if self.is_of(&step, key) => {
+                let error = "whoever was asked has not seen it".into();
+                self.failed(&step, Failure::transient(error), Some(Said::NotSeen), true);
             }
-            Input::Denied { step, reason } => {
-                let is_open = self.state.step(&step).is_some_and(|step| step.is_open() && step.unknown > 0);
-                if !is_open || self.state.has_ended() {
-                    return Err(format!("{}: it is not in doubt whether step {step:?} happened", self.place()));
-                }
-                let error = format!("an operator says that it did not happen: {reason}");
-                self.emit(SagaEvent::SagaRetried { reason });
-                self.failed(&step, Failure::transient(error), Some(false), false);
+            Input::NotAnswered { step, key, failure } if self.is_of(&step, key) => {
+                self.failed(&step, failure, Some(Said::Nothing), true);
             }
-            Input::NotAnswered { step, failure } => self.failed(&step, failure, Some(true), true),
+            Input::Failed { .. } | Input::NotDone { .. } | Input::NotSeen { .. } | Input::NotAnswered { .. } => {}
+            Input::Denied { step, reason, is_run } => self.denied(step, &reason, is_run)?,
             Input::NeverTried { step } => {
                 self.failed(&step, Failure::transient("it was given up before it was tried".into()), None, true);
             }
@@ -260,17 +281,24 @@ impl<'p> Turn<'p> {
             }
             Input::UndoFailed { step, failure } => self.undo_failed(&step, failure, true),
             Input::Event { position, outputs } => {
-                if !self.state.has_ended() && !self.state.has_received(position) {
+                if !self.state.has_received(position) {
                     for (step, taken) in outputs {
+                        // What comes after the end is undone, too, if that can be.
+                        let reopens = self.state.phase == Phase::Compensated
+                            && taken.is_ok()
+                            && self.state.step(&step).is_none_or(|it| self.came_late(it))
+                            && self.plan.step(&step).is_some_and(|planned| planned.has_undo);
+                        if self.state.has_ended() && !reopens {
+                            continue;
+                        }
                         let is_open = self.state.step(&step).is_some_and(StepState::is_open);
                         let late =
                             is_open && matches!(&self.state.phase, Phase::Stuck { step: Some(at), .. } if *at == step);
-                        let (output, refusal) = match taken.clone() {
-                            Ok(output) => (output, None),
-                            Err(refusal) => (Value::Null, Some(refusal)),
-                        };
-                        self.emit(SagaEvent::EventReceived { step: step.clone(), position, output, refusal });
-                        if late {
+                        self.emit(match taken.clone() {
+                            Ok(output) => SagaEvent::EventReceived { step: step.clone(), position, output },
+                            Err(reason) => SagaEvent::EventRefused { step: step.clone(), position, reason },
+                        });
+                        if late || reopens {
                             self.received(step, taken);
                         }
                     }
@@ -286,8 +314,18 @@ impl<'p> Turn<'p> {
             Input::Retry { reason } => {
                 let is_stuck = matches!(self.state.phase, Phase::Stuck { .. });
                 let waits = self.state.current().any(|step| step.next_at.is_some());
-                if !is_stuck && !waits {
+                // One of which nothing is under way goes on by itself, unless an older build has kept it from that.
+                let is_held = !self.state.has_ended() && self.state.current().next().is_none();
+                if self.state.phase == Phase::Early || (!is_stuck && !waits && !is_held) {
                     return Err(format!("{}: there is nothing to try again", self.place()));
+                }
+                if let Some(step) = self.state.current().find(|step| self.is_not_to_be_repeated(step)) {
+                    return Err(format!(
+                        "{}: it is not known whether {} happened, and it cannot be repeated under its key. {}",
+                        self.place(),
+                        step.name,
+                        self.look(&step.name)
+                    ));
                 }
                 self.emit(SagaEvent::SagaRetried { reason });
             }
@@ -312,10 +350,14 @@ impl<'p> Turn<'p> {
                 Phase::Early if self.state.cancelled.is_none() => self.emit(SagaEvent::SagaCancelled { reason }),
                 _ => return Err(format!("{}: it cannot be cancelled", self.place())),
             },
-            Input::Completed { step, output, reason } => {
-                let is_open = self.state.step(&step).is_some_and(StepState::is_open);
-                if !is_open || self.state.has_ended() {
+            Input::Completed { step, output, reason, is_run } => {
+                let at = self.state.step(&step).filter(|step| step.is_open());
+                let Some(at) = at.filter(|_| !self.state.has_ended()) else {
                     return Err(format!("{}: step {step:?} is not open", self.place()));
+                };
+                let waits = self.plan.step(&step).is_some_and(|it| matches!(it.kind, Kind::Wait { .. }));
+                if is_run && at.unknown == 0 && !waits {
+                    return Err(format!("{}: {UNDER_WAY}", self.place()));
                 }
                 self.emit(SagaEvent::StepCompleted { step, output, by_hand: Some(reason) });
             }
@@ -325,6 +367,60 @@ impl<'p> Turn<'p> {
                 }
                 self.emit(SagaEvent::SagaResolved { outcome, reason });
             }
+        }
+        Ok(())
+    }
+
+    /// Whether `key` is the one that the step is tried under.
+    fn is_of(&self, step: &str, key: u32) -> bool {
+        self.state.step(step).is_some_and(|step| step.dead_keys == key)
+    }
+
+    fn succeeded(&mut self, step: String, key: u32, output: Value) {
+        use Progress::{Completed, Failed, Running, Skipped, UndoWaiting, Undoing, Waiting};
+        let Some(at) = self.state.step(&step) else { return };
+        let progress = at.progress;
+        if key < at.dead_keys && matches!(progress, Running | Waiting | Completed | Undoing | UndoWaiting) {
+            // It may have happened under both, and whoever was asked was wrong.
+            if !self.state.has_ended() || self.state.phase == Phase::Completed {
+                let reason = format!(
+                    "{step} has happened under the key {}, of which was said that it never would: {output}. Undo that by hand, unless \
+                     it has not happened under the key {}, and retry",
+                    self.state.nth_key(&step, key),
+                    self.state.key(&step)
+                );
+                self.stuck(Some(&step), reason);
+            }
+        } else if matches!(progress, Running | Waiting | Failed | Skipped) {
+            self.emit(SagaEvent::StepCompleted { step, output, by_hand: None });
+        }
+    }
+
+    /// An operator says that a step did not happen, and never will. It has its time anew, and another key.
+    fn denied(&mut self, step: String, reason: &str, is_run: bool) -> Result<(), String> {
+        let is_open = self.state.step(&step).is_some_and(|step| step.is_open() && step.unknown > 0);
+        if !is_open || self.state.has_ended() {
+            return Err(format!("{}: it is not in doubt whether step {step:?} happened", self.place()));
+        }
+        if is_run {
+            return Err(format!("{}: {UNDER_WAY}", self.place()));
+        }
+        let Some(planned) = self.plan.step(&step) else {
+            return Err(format!("{}: step {step:?} is not in this build; skip it", self.place()));
+        };
+        let is_forward = self.is_forward();
+        self.emit(SagaEvent::StepFailed {
+            attempt: self.state.step(&step).map_or(0, |step| step.attempts) + 1,
+            step: step.clone(),
+            kind: FailureKind::Transient,
+            error: format!("an operator says that it did not happen: {reason}"),
+            unknown: false,
+            not_seen: false,
+            key_is_dead: true,
+            next_attempt_at: is_forward.then_some(self.now),
+        });
+        if is_forward {
+            self.emit(SagaEvent::StepStarted { step, deadline_at: later(self.now, planned.timeout) });
         }
         Ok(())
     }
@@ -344,6 +440,12 @@ impl<'p> Turn<'p> {
         }
     }
 
+    /// Whether what comes for a step that waits comes too late for it, or came before it began, and is to be undone for that.
+    fn came_late(&self, step: &StepState) -> bool {
+        let undone = |planned: &Planned| matches!(planned.kind, Kind::Wait { .. }) && planned.has_undo;
+        matches!(step.progress, Progress::Ahead | Progress::Failed) && self.plan.step(&step.name).is_some_and(undone)
+    }
+
     /// What came for a step that waits ends it.
     fn received(&mut self, step: String, taken: Taken) {
         match taken {
@@ -354,10 +456,21 @@ impl<'p> Turn<'p> {
                 kind: FailureKind::Business,
                 error,
                 unknown: false,
+                not_seen: false,
                 key_is_dead: false,
                 next_attempt_at: None,
             }),
         }
+    }
+
+    /// Whether it may have happened, nobody can be asked, and to repeat it might do it twice.
+    fn is_not_to_be_repeated(&self, step: &StepState) -> bool {
+        let Some(planned) = self.plan.step(&step.name) else { return false };
+        let lapsed = lives_until(planned, step).is_some_and(|at| at <= self.now);
+        step.progress == Progress::Waiting
+            && step.unknown > 0
+            && matches!(planned.kind, Kind::Call { asks: false })
+            && (lapsed || planned.retry.attempts <= 1)
     }
 
     /// What to do about a step of which nothing is known.
@@ -377,15 +490,15 @@ impl<'p> Turn<'p> {
         )
     }
 
-    /// An attempt failed. `asked`: whoever was asked said no (`false`), or did not say (`true`).
-    fn failed(&mut self, name: &str, failure: Failure, asked: Option<bool>, waits: bool) {
+    /// An attempt failed; or whoever was asked did not say that it succeeded.
+    fn failed(&mut self, name: &str, failure: Failure, asked: Option<Said>, waits: bool) {
         let (Some(planned), Some(step)) = (self.plan.step(name), self.state.step(name)) else { return };
         if !step.is_open() || matches!(planned.kind, Kind::Wait { .. }) || self.state.has_ended() {
             return;
         }
         let Failure { mut kind, error, retry_after, is_final } = failure;
         let unknown = match (asked, kind) {
-            (Some(still), _) => still,
+            (Some(said), _) => said != Said::Never,
             (None, FailureKind::Business) => false,
             (None, FailureKind::Transient) => step.unknown > 0,
             (None, FailureKind::Unknown) => true,
@@ -393,10 +506,11 @@ impl<'p> Turn<'p> {
         // A question is no attempt. What may have happened has as many tries of its own to find out; that of a policy of one attempt,
         // too, if it is a question.
         // A no of whoever was asked is not the step's.
-        if asked == Some(true) && kind == FailureKind::Business {
+        if asked == Some(Said::Nothing) && kind == FailureKind::Business {
             kind = FailureKind::Unknown;
         }
-        let attempt = if asked == Some(true) { step.attempts } else { step.attempts + 1 };
+        let is_question = matches!(asked, Some(Said::NotSeen | Said::Nothing));
+        let attempt = if is_question { step.attempts } else { step.attempts + 1 };
         let asks = matches!(planned.kind, Kind::Call { asks: true });
         let counted = if unknown { step.unknown + u32::from(!asks) } else { attempt };
         let (started_at, deadline_at, timed_out) = (step.started_at, step.deadline_at, step.timed_out);
@@ -406,8 +520,8 @@ impl<'p> Turn<'p> {
         let mut lapsed = false;
         if unknown {
             next = next.filter(|_| !is_final);
-            if let (Kind::Call { asks: false }, Some(Target { key_life: Some(life), .. })) =
-                (&planned.kind, planned.target)
+            if let Some(Target { key_life: Some(life), .. }) = planned.target
+                && (!asks || asked == Some(Said::NotSeen))
             {
                 let ends = later(started_at, life);
                 lapsed = next.is_some_and(|next| next >= ends);
@@ -419,13 +533,33 @@ impl<'p> Turn<'p> {
         }
         let step = name.to_owned();
         let said = error.clone();
-        let key_is_dead = asked == Some(false);
-        self.emit(SagaEvent::StepFailed { step, attempt, kind, error, unknown, key_is_dead, next_attempt_at: next });
+        let (key_is_dead, not_seen) = (asked == Some(Said::Never), asked == Some(Said::NotSeen));
+        self.emit(SagaEvent::StepFailed {
+            step,
+            attempt,
+            kind,
+            error,
+            unknown,
+            not_seen,
+            key_is_dead,
+            next_attempt_at: next,
+        });
         if unknown && next.is_none() {
-            let why =
-                if lapsed { "its key does not live any longer" } else { "there are no attempts left to find out" };
             let look = self.look(name);
-            self.stuck(Some(name), format!("it is not known whether {name} happened, and {why}: {said}. {look}"));
+            let reason = match (is_final, lapsed) {
+                (true, _) => {
+                    format!("{said}. Retry with a build that can, if {name} has not happened before that. {look}")
+                }
+                (_, true) => {
+                    format!(
+                        "it is not known whether {name} happened, and its key does not live any longer: {said}. {look}"
+                    )
+                }
+                _ => format!(
+                    "it is not known whether {name} happened, and there are no attempts left to find out: {said}. {look}"
+                ),
+            };
+            self.stuck(Some(name), reason);
         }
     }
 
@@ -464,11 +598,11 @@ impl<'p> Turn<'p> {
             .steps
             .iter()
             .filter(over)
-            .map(|step| (step.name.clone(), step.progress == Progress::Running || step.unknown > 0))
+            .map(|step| (step.name.clone(), step.may_be_under_way(self.now) || step.unknown > 0))
             .collect();
         for (step, open) in over {
             let kind = self.plan.step(&step).map(|planned| &planned.kind);
-            let Some(Kind::Wait { in_vain }) = kind else {
+            let Some(Kind::Wait { in_vain, .. }) = kind else {
                 self.emit(SagaEvent::StepTimedOut { step, under_way: open });
                 continue;
             };
@@ -524,7 +658,7 @@ impl<'p> Turn<'p> {
     fn begin_undo(&mut self, step: Option<String>, reason: String) {
         let waits = |name: &str| self.plan.step(name).is_some_and(|planned| matches!(planned.kind, Kind::Wait { .. }));
         let abandoned = |step: &&StepState| {
-            step.is_open() && (waits(&step.name) || (step.progress == Progress::Waiting && step.unknown == 0))
+            step.is_open() && (waits(&step.name) || (step.unknown == 0 && !step.may_be_under_way(self.now)))
         };
         let abandoned = self.state.steps.iter().filter(abandoned).map(|step| step.name.clone()).collect();
         self.emit(SagaEvent::UndoBegan { step, reason, abandoned });

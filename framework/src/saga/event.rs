@@ -39,6 +39,9 @@ pub enum SagaEvent {
         definition: u32,
         /// What it was started with.
         input: Value,
+        /// The steps that it had before it then.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        steps: Vec<String>,
     },
     /// A step began.
     StepStarted {
@@ -59,6 +62,9 @@ pub enum SagaEvent {
         error: String,
         /// Whether it may have happened, after all that is known.
         unknown: bool,
+        /// Whether whoever was asked has not seen it, and may yet: it is repeated under its key.
+        #[serde(default, skip_serializing_if = "is_not")]
+        not_seen: bool,
         /// Whether its key is dead: it never will happen under that one, and what is tried from now on has another.
         #[serde(default)]
         key_is_dead: bool,
@@ -97,9 +103,15 @@ pub enum SagaEvent {
         position: Position,
         /// What the step takes from it.
         output: Value,
-        /// Why the step has failed by it, if it has.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        refusal: Option<String>,
+    },
+    /// An event by which a step that waits, or will, has failed has come.
+    EventRefused {
+        /// The step.
+        step: String,
+        /// Where the event stands in the log.
+        position: Position,
+        /// Why it has failed by it.
+        reason: String,
     },
     /// From here on, what was done is undone, the latest first.
     UndoBegan {
@@ -167,3 +179,7 @@ pub enum SagaEvent {
 }
 
 impl Event for SagaEvent {}
+
+fn is_not(said: &bool) -> bool {
+    !*said
+}

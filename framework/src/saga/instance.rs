@@ -16,12 +16,12 @@ use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::{
-    FailureKind, SagaEvent, StepError,
+    FailureKind, Found, SagaEvent, StepError,
     definition::{Call, Definition, NotCommitted},
     engine::{Effect, Failure, Input, What, decide, effects, wakes_at},
     plan::{Kind, Plan},
     runtime::Runtime,
-    state::{Phase, Progress, State, later},
+    state::{Phase, State, later},
 };
 use crate::{
     Append, ExpectedVersion, Id, Metadata, NewEvent, Options, ReadStream, StoreError, StreamId, Version,
@@ -62,6 +62,8 @@ pub(crate) struct Instance {
     held: bool,
     /// Whether somebody else may have taken it.
     doubted: bool,
+    /// Until when its time is not over, although it seems so: what ends its wait may be in the log, and not read yet.
+    unread_until: Option<DateTime<Utc>>,
     /// What is not done at present, because nobody calls there; and until when.
     postponed: HashMap<(&'static str, What), (&'static str, DateTime<Utc>)>,
 }
@@ -83,6 +85,7 @@ impl Instance {
             broken: None,
             held: false,
             doubted: false,
+            unread_until: None,
             postponed: HashMap::new(),
         }
     }
@@ -116,6 +119,11 @@ impl Instance {
     /// Whether this build can run it: it has the version that the instance began with.
     pub(crate) fn is_known(&self) -> bool {
         self.state.phase == Phase::Early || self.state.definition == self.definition.version()
+    }
+
+    /// Why its history cannot be relied on, if it cannot.
+    pub(crate) fn unreadable(&self) -> Option<String> {
+        self.broken.as_deref().map(unreadable)
     }
 
     fn plan(&self) -> &Plan {
@@ -318,9 +326,9 @@ fn unreadable(error: &str) -> String {
 fn plain(input: &Input, failure: Failure) -> Option<Input> {
     let cause = failure.error.clone();
     match input {
-        Input::Succeeded { step, .. } => Some(Input::Failed { step: step.clone(), failure }),
-        Input::Failed { step, failure: old } if old.error != cause => {
-            Some(Input::Failed { step: step.clone(), failure })
+        Input::Succeeded { step, key, .. } => Some(Input::Failed { step: step.clone(), key: *key, failure }),
+        Input::Failed { step, key, failure: old } if old.error != cause => {
+            Some(Input::Failed { step: step.clone(), key: *key, failure })
         }
         Input::UndoFailed { step, failure: old } if old.error != cause => {
             Some(Input::UndoFailed { step: step.clone(), failure })

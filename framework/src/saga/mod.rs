@@ -22,7 +22,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 pub use self::{
     control::{SagaCounts, SagaFilter, SagaInstance, SagaState, Sagas, StepKeys},
-    cx::{Cx, Facts, StepError},
+    cx::{Cx, Facts, Found, StepError},
     event::{FailureKind, Outcome, SagaEvent},
     expectation::Expectation,
     plan::RetryPolicy,
@@ -48,7 +48,7 @@ use crate::{Begin, Event, FailurePolicy, Id, Recorded};
 ///
 /// # Example
 /// ```
-/// use annals::{Aggregate, Context, Event, Id, Recorded, RetryPolicy, Saga, StepError, Steps, Target};
+/// use annals::{Aggregate, Context, Event, Found, Id, Recorded, RetryPolicy, Saga, StepError, Steps, Target};
 /// use std::time::Duration;
 /// # use schemars::JsonSchema;
 /// # use serde::{Deserialize, Serialize};
@@ -72,7 +72,7 @@ use crate::{Begin, Event, FailurePolicy, Id, Recorded};
 /// # struct Gateway;
 /// # impl Gateway {
 /// #     async fn charge(&self, _: i64, _: uuid::Uuid) -> Result<Charge, StepError> { Err(StepError::transient("down")) }
-/// #     async fn find(&self, _: uuid::Uuid) -> Result<Option<Charge>, StepError> { Ok(None) }
+/// #     async fn find(&self, _: uuid::Uuid) -> Result<Found<Charge>, StepError> { Ok(Found::NotSeen) }
 /// #     async fn refund(&self, _: Charge, _: uuid::Uuid) -> Result<(), StepError> { Ok(()) }
 /// # }
 ///
@@ -123,7 +123,8 @@ use crate::{Begin, Event, FailurePolicy, Id, Recorded};
 /// | --- | --- |
 /// | a step behind where it is, added or removed | runs it, or does not |
 /// | a step before where it is, added | leaves it out, which is recorded |
-/// | a step that it has done, removed | goes on; it is stuck if that step is to be undone |
+/// | a step that it has before it, moved to before where it is | is stuck until the order is back, or an operator skips the step |
+/// | a step that it has done, removed | goes on; it is stuck if that was the last one, or is to be undone |
 /// | a step that it is at, removed | is stuck there until the step is back, or an operator skips it |
 /// | a step's name | takes it for one that was removed and another one |
 /// | what a step comes to, or the input | is stuck where it cannot read what is stored |

@@ -59,7 +59,11 @@ pub(crate) enum Kind {
     /// One command of an aggregate, which commits with the step.
     Command,
     /// Ends by an event, or by its deadline.
-    Wait { in_vain: InVain },
+    Wait {
+        in_vain: InVain,
+        /// Whether an event can end it.
+        takes: bool,
+    },
 }
 
 /// What becomes of a wait to which nothing came.
@@ -87,6 +91,13 @@ pub(crate) struct Planned {
     pub(crate) when: Option<Rule<bool>>,
     /// For one that ends at a time that depends on the instance.
     pub(crate) until: Option<Rule<DateTime<Utc>>>,
+}
+
+impl Planned {
+    /// Whether an event can end it.
+    pub(crate) fn takes_events(&self) -> bool {
+        matches!(self.kind, Kind::Wait { takes: true, .. })
+    }
 }
 
 /// The steps in order; those of one stage run at once.

@@ -38,6 +38,7 @@ pub(crate) fn model<S: Saga>(
         name: S::NAME,
         kind: "saga",
         version: S::VERSION,
+        older: runtime.versions(S::NAME).iter().map(|it| it.version()).filter(|it| *it != S::VERSION).collect(),
         partitions: 1,
         policy: S::FAILURES,
         categories: contracts.categories_of::<S::Event>(),

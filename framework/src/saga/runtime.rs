@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::{definition::Definition, instance::Instance};
 use crate::{
-    App, Id, InvalidInput, StoreError, StreamId,
+    App, Follow, Id, InvalidInput, StoreError, StreamId,
     app::WeakApp,
     breaker::{BreakerShown, Breakers},
     event::contract::Contracts,
@@ -45,7 +45,9 @@ pub struct Attention {
 pub(crate) type OnAttention = Arc<dyn Fn(Attention) + Send + Sync>;
 
 /// How often it is looked for what others left, and for what became due without a word.
-const LOOK: Duration = Duration::from_millis(500);
+pub(super) const LOOK: Duration = Duration::from_millis(500);
+/// How soon it is looked again by a process that has not yet said that it is there.
+const SOON: Duration = Duration::from_millis(30);
 /// How often it is looked for what is owned here and not run, and how often breakers are shown that did not change.
 const COUNTED: Duration = Duration::from_secs(10);
 const SHOWN: Duration = Duration::from_secs(20);
@@ -61,7 +63,9 @@ pub(crate) struct Runtime {
     pub(crate) store: Annals,
     pub(crate) process: Uuid,
     definitions: Vec<Arc<dyn Definition>>,
-    /// Which of them this process runs.
+    /// Which followers this process runs.
+    pub(crate) follow: Follow,
+    /// Which of the definitions.
     runs: Vec<Arc<dyn Definition>>,
     /// What the app is made of, once it is.
     rest: OnceLock<(Arc<Contracts>, WeakApp)>,
@@ -72,6 +76,8 @@ pub(crate) struct Runtime {
     running: Mutex<HashMap<StreamId, Option<Waiting>>>,
     /// Types that somebody paused.
     paused: Mutex<HashSet<String>>,
+    /// Sagas whose router was behind the log, and when that was seen.
+    unread: Mutex<HashMap<&'static str, Instant>>,
     /// The database's time, when it was heard of last.
     clock: Mutex<(DateTime<Utc>, Instant)>,
     /// Rung when there may be something to take.
@@ -129,7 +135,7 @@ impl Runtime {
         store: Annals,
         process: Uuid,
         definitions: Vec<Arc<dyn Definition>>,
-        runs: impl Fn(&str) -> bool,
+        follow: Follow,
         on_attention: Option<OnAttention>,
         dies_at: Option<usize>,
         stop: CancellationToken,
@@ -140,11 +146,13 @@ impl Runtime {
             spare_slots: Arc::new(Semaphore::new(spare)),
             store,
             process,
-            runs: definitions.iter().filter(|it| runs(it.name())).cloned().collect(),
+            runs: definitions.iter().filter(|it| follow.has(it.name())).cloned().collect(),
+            follow,
             definitions,
             rest: OnceLock::new(),
             running: Mutex::default(),
             paused: Mutex::default(),
+            unread: Mutex::default(),
             clock: Mutex::new((Utc::now(), Instant::now())),
             due: Notify::new(),
             on_attention,
@@ -231,6 +239,24 @@ impl Runtime {
 
     pub(crate) fn is_paused(&self, name: &str) -> bool {
         lock(&self.paused).contains(name)
+    }
+
+    /// Whether all that was in the log a moment ago has reached the instances of the saga `name`. One that is not is asked about again
+    /// after a second, for all of them.
+    pub(crate) async fn has_read_all(&self, name: &'static str) -> bool {
+        const WAITS: Duration = Duration::from_millis(200);
+        if lock(&self.unread).get(name).is_some_and(|at| at.elapsed() < LOOK * 2) {
+            return false;
+        }
+        let Some(app) = self.app() else { return false };
+        let has_read = match self.store.horizon().await {
+            Ok(horizon) => app.wait_for(name, horizon.safe, WAITS).await.is_ok(),
+            Err(_) => false,
+        };
+        if !has_read {
+            lock(&self.unread).insert(name, Instant::now());
+        }
+        has_read
     }
 
     /// Room to run an instance that begins, if there is some in a moment. To run it here saves to look for it, to take it and to read
@@ -441,8 +467,8 @@ impl Runtime {
 
     /// Takes what is due, as far as there is room. Returns for how long there is nothing more to take.
     async fn take(self: &Arc<Self>) -> Result<Duration, StoreError> {
-        let mut slots: Vec<OwnedSemaphorePermit> = (0..TAKEN).map_while(|_| self.spare_slot()).collect();
         self.is_full.store(true, Ordering::Relaxed);
+        let mut slots: Vec<OwnedSemaphorePermit> = (0..TAKEN).map_while(|_| self.spare_slot()).collect();
         if slots.is_empty() {
             return Ok(LOOK);
         }
@@ -458,8 +484,9 @@ impl Runtime {
             .bind(slots.len() as i64);
         let rows = self.store.inner.reads.all("take sagas that are due", claiming).await?;
         let (mut now, mut next) = (self.now(), None);
-        let mut taken = 0;
+        let (mut taken, mut is_alive) = (0, true);
         for row in &rows {
+            is_alive = row.get(4);
             (now, next) = (row.get(0), row.get::<Option<DateTime<Utc>>, _>(1));
             let Some(stream) = row.get::<Option<String>, _>(2) else { continue };
             let (Some((_, name)), Some(slot)) = (stream.split_once('$'), slots.pop()) else { continue };
@@ -477,6 +504,9 @@ impl Runtime {
             return Ok(Duration::ZERO);
         }
         self.is_full.store(false, Ordering::Relaxed);
+        if !is_alive {
+            return Ok(SOON);
+        }
         let until = next.map_or(LOOK, |next| (next - now).to_std().unwrap_or_default());
         Ok(until.min(LOOK))
     }

@@ -57,6 +57,8 @@ pub(crate) struct StepState {
     pub(crate) attempts: u32,
     /// Whether it may have happened, and how many attempts ago that was first so.
     pub(crate) unknown: u32,
+    /// Whether whoever was asked last has not seen it, and may yet.
+    pub(crate) not_seen: bool,
     /// How many keys are dead under which it was tried.
     pub(crate) dead_keys: u32,
     /// Whether an operator had it tried again, and it has not failed since.
@@ -83,12 +85,22 @@ impl StepState {
             timed_out: false,
             attempts: 0,
             unknown: 0,
+            not_seen: false,
             dead_keys: 0,
             retried: false,
             next_at: None,
             last_error: None,
             output: None,
             kept: None,
+        }
+    }
+
+    /// Whether an attempt may have begun of which nothing is recorded yet.
+    pub(super) fn may_be_under_way(&self, now: DateTime<Utc>) -> bool {
+        match self.progress {
+            Progress::Running => true,
+            Progress::Waiting => self.next_at.is_some_and(|at| at <= now),
+            _ => false,
         }
     }
 
@@ -106,6 +118,8 @@ pub(crate) struct State {
     pub(crate) definition: u32,
     pub(crate) input: Value,
     pub(crate) steps: Vec<StepState>,
+    /// The steps that it had before it when it began.
+    pub(crate) planned: Vec<String>,
     /// Why it undoes.
     pub(crate) reason: String,
     /// Why it was called off before it began.
@@ -122,6 +136,7 @@ impl Default for State {
             definition: 0,
             input: Value::Null,
             steps: vec![],
+            planned: vec![],
             reason: String::new(),
             cancelled: None,
             received: vec![],
@@ -190,18 +205,19 @@ impl State {
     /// Lets an event happen, which was recorded at `at`.
     pub(crate) fn apply(&mut self, event: &SagaEvent, at: DateTime<Utc>) {
         match event {
-            SagaEvent::SagaStarted { definition, input } => {
+            SagaEvent::SagaStarted { definition, input, steps } => {
                 (self.definition, self.input, self.phase) = (*definition, input.clone(), Phase::Forward);
+                self.planned.clone_from(steps);
             }
             SagaEvent::StepStarted { step, deadline_at } => {
                 let begun = self.steps.iter().map(|step| step.begun).max().unwrap_or(0) + 1;
                 let step = self.step_mut(step);
                 (step.progress, step.begun, step.attempts, step.next_at) = (Progress::Running, begun, 0, None);
-                (step.started_at, step.deadline_at) = (at, *deadline_at);
+                (step.started_at, step.deadline_at, step.timed_out) = (at, *deadline_at, false);
             }
-            SagaEvent::StepFailed { step, attempt, error, unknown, key_is_dead, next_attempt_at, .. } => {
+            SagaEvent::StepFailed { step, attempt, error, unknown, not_seen, key_is_dead, next_attempt_at, .. } => {
                 let state = self.step_mut(step);
-                (state.attempts, state.retried) = (*attempt, false);
+                (state.attempts, state.retried, state.not_seen) = (*attempt, false, *not_seen);
                 state.dead_keys += u32::from(*key_is_dead);
                 state.unknown = if *unknown { state.unknown + 1 } else { 0 };
                 state.next_at = *next_attempt_at;
@@ -209,7 +225,7 @@ impl State {
                 let is_open = *unknown || next_attempt_at.is_some();
                 state.progress = if is_open { Progress::Waiting } else { Progress::Failed };
                 // What it was stuck at is known now.
-                if !is_open {
+                if !is_open || *key_is_dead {
                     self.unstick(Some(step));
                 }
             }
@@ -241,8 +257,12 @@ impl State {
                 (state.next_at, state.unknown) = (None, 0);
                 self.unstick(Some(step));
             }
-            SagaEvent::EventReceived { step, position, output, refusal } => {
-                self.step_mut(step).kept = Some(refusal.clone().map_or_else(|| Ok(output.clone()), Err));
+            SagaEvent::EventReceived { step, position, output } => {
+                self.step_mut(step).kept = Some(Ok(output.clone()));
+                self.received.push(*position);
+            }
+            SagaEvent::EventRefused { step, position, reason } => {
+                self.step_mut(step).kept = Some(Err(reason.clone()));
                 self.received.push(*position);
             }
             SagaEvent::UndoBegan { reason, abandoned, .. } => {
@@ -284,8 +304,8 @@ impl State {
                         step.unknown = step.unknown.min(1);
                     }
                     let time = (step.deadline_at - step.started_at).max(TimeDelta::zero());
-                    // Who retries has looked: its key counts as new.
-                    if matches!(step.progress, Progress::Waiting | Progress::UndoWaiting) {
+                    // Who has it undone again has looked: its key counts as new.
+                    if step.progress == Progress::UndoWaiting {
                         (step.started_at, step.retried) = (at, true);
                     }
                     // It has its time anew.

@@ -14,7 +14,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::{
-    Cx, Facts, Saga, StepError,
+    Cx, Facts, Found, Saga, StepError,
     definition::NotCommitted,
     plan::{InVain, Kind, Plan, Planned, RetryPolicy, Rule},
     state::Taken,
@@ -26,7 +26,7 @@ use crate::{
 
 type Fut<T> = BoxFuture<'static, Result<T, StepError>>;
 pub(crate) type Run<S> = Box<dyn Fn(Cx<S>) -> Fut<Value> + Send + Sync>;
-pub(crate) type Ask<S> = Box<dyn Fn(Cx<S>) -> Fut<Option<Value>> + Send + Sync>;
+pub(crate) type Ask<S> = Box<dyn Fn(Cx<S>) -> Fut<Found<Value>> + Send + Sync>;
 pub(crate) type Undo<S> = Box<dyn Fn(Cx<S>, Value) -> Fut<()> + Send + Sync>;
 /// With what the step came to, for an undo.
 pub(crate) type Command<S> =
@@ -165,7 +165,8 @@ impl<S: Saga, T: Output> Steps<S, T> {
     /// [`unknown`](StepError::unknown).
     ///
     /// A step that failed has not happened, and is not undone. One that does several things may have done some of them: what takes
-    /// those back is the undo of a step before it, which may do nothing else.
+    /// those back is the undo of a step before it, which may do nothing else. A step without an [`undo`](Steps::undo) stays as it is
+    /// when the rest is undone.
     pub fn step<U: Output, F>(self, name: &'static str, run: impl Fn(Cx<S>) -> F + Send + Sync + 'static) -> Steps<S, U>
     where
         F: Future<Output = Result<U, StepError>> + Send + 'static,
@@ -206,13 +207,13 @@ impl<S: Saga, T: Output> Steps<S, T> {
     ) -> Steps<S, U> {
         let take: Take<S> = Box::new(move |event| take(event).map(|taken| output(name, &taken)));
         let doing = Doing { take: Some(take), ..Doing::default() };
-        self.add(name, Kind::Wait { in_vain: InVain::Fails }, STEP_TIME, doing)
+        self.add(name, Kind::Wait { in_vain: InVain::Fails, takes: true }, STEP_TIME, doing)
     }
 
     /// Then lets `time` pass.
     pub fn sleep(self, name: &'static str, time: Duration) -> Steps<S, ()> {
         let doing = Doing::default();
-        self.add(name, Kind::Wait { in_vain: InVain::GoesOn(Box::new(|_| Ok(Value::Null))) }, time, doing)
+        self.add(name, Kind::Wait { in_vain: InVain::GoesOn(Box::new(|_| Ok(Value::Null))), takes: false }, time, doing)
     }
 
     /// What each step that waits for such takes from `event`.
@@ -327,16 +328,15 @@ impl<S: Saga, T: Output> Steps<S, T> {
         self
     }
 
-    /// Asks what became of the last step when that is not known: with what it came to if it happened, with none if it did not and
-    /// never will under this key. So whoever answers none has to refuse the key from then on: a call that is still on its way must
-    /// not have an effect. If the step is tried again after that, it is under a new key. Who cannot be sure of none answers with an
-    /// [`unknown`](StepError::unknown), and is asked again; who knows that the step was refused for
-    /// good, with [`refused`](StepError::refused). Any other error only says that there was no answer.
+    /// Asks what became of the last step when that is not known. [`Found`] says what the answers lead to: what is only not there is repeated
+    /// under its key, and never counts as undone; whoever answers [`Found::Never`] has to refuse the key from then on, for a call
+    /// that is still on its way must not have an effect. Who knows that the step was refused for good answers with
+    /// [`refused`](StepError::refused). Any other error only says that there was no answer, and it is asked again.
     ///
     /// Without it, the step is repeated under the same key to find out.
     pub fn ask<F>(mut self, ask: impl Fn(Cx<S>) -> F + Send + Sync + 'static) -> Self
     where
-        F: Future<Output = Result<Option<T>, StepError>> + Send + 'static,
+        F: Future<Output = Result<Found<T>, StepError>> + Send + 'static,
     {
         let Some((planned, doing)) = self.last_doing("ask") else { return self };
         let Kind::Call { asks } = &mut planned.kind else {
@@ -347,7 +347,13 @@ impl<S: Saga, T: Output> Steps<S, T> {
         let name = planned.name;
         doing.ask = Some(Box::new(move |cx| {
             let asking = ask(cx);
-            Box::pin(async move { asking.await?.map(|said| output(name, &said)).transpose() })
+            Box::pin(async move {
+                Ok(match asking.await? {
+                    Found::Happened(said) => Found::Happened(output(name, &said)?),
+                    Found::NotSeen => Found::NotSeen,
+                    Found::Never => Found::Never,
+                })
+            })
         }));
         self
     }
@@ -403,7 +409,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
 
     /// What the last step, which waits, goes on with when nothing came in its time.
     pub fn or_else(mut self, default: impl Fn(&Facts<S>) -> T + Send + Sync + 'static) -> Self {
-        if let Some(Planned { kind: Kind::Wait { in_vain }, name, .. }) = self.last_wait("or_else") {
+        if let Some(Planned { kind: Kind::Wait { in_vain, .. }, name, .. }) = self.last_wait("or_else") {
             let name = *name;
             *in_vain = InVain::GoesOn(rule(move |facts: &Facts<S>| {
                 output(name, &default(facts)).map_err(|error| error.message)
@@ -415,7 +421,7 @@ impl<S: Saga, T: Output> Steps<S, T> {
     /// When nothing came in its time for the last step, which waits, somebody is to look: the instance is stuck, until it comes
     /// after all.
     pub fn or_stuck(mut self) -> Self {
-        if let Some(Planned { kind: Kind::Wait { in_vain }, .. }) = self.last_wait("or_stuck") {
+        if let Some(Planned { kind: Kind::Wait { in_vain, .. }, .. }) = self.last_wait("or_stuck") {
             *in_vain = InVain::Stuck;
         }
         self

@@ -5,8 +5,8 @@
 --   $3 definition   integer[]  in which versions
 --   $4 limit        bigint
 --
--- Returns (now timestamptz, next timestamptz: when the next one is due, stream text, interrupted boolean), a row an instance; one
--- without a stream if there is none.
+-- Returns (now timestamptz, next timestamptz: when the next one is due, stream text, interrupted boolean, alive
+-- boolean: whether it is), a row an instance; one without a stream if there is none.
 with runs as (
   select r.saga, r.definition from unnest($2::text[], $3::integer[]) as r(saga, definition)
   where not exists (
@@ -29,5 +29,6 @@ select statement_timestamp() as now,
      select s.due_at from annals.sagas s
      where s.saga = runs.saga and s.definition = runs.definition and s.owner is null and s.due_at > statement_timestamp()
      order by s.due_at limit 1) as n) as next,
-  claimed.stream, claimed.interrupted
+  claimed.stream, claimed.interrupted,
+  exists (select from annals.processes p where p.process_id = $1 and p.alive_until > statement_timestamp()) as alive
 from (select) as one left join claimed on true

@@ -241,7 +241,7 @@ impl Coordinator {
             })
             .collect();
         let runs: Vec<String> =
-            self.followers.iter().filter(|follower| follower.runs).map(|follower| follower.model.runs()).collect();
+            self.followers.iter().filter(|follower| follower.runs).flat_map(|follower| follower.model.runs()).collect();
         let beating = self
             .store
             .inner

@@ -33,6 +33,8 @@ pub(crate) struct Model {
     pub(crate) name: &'static str,
     pub(crate) kind: &'static str,
     pub(crate) version: u32,
+    /// Other versions of it that this build can run: a saga's, until none of their instances is left.
+    pub(crate) older: Vec<u32>,
     /// How many partitions it begins with.
     pub(crate) partitions: u32,
     pub(crate) policy: FailurePolicy,
@@ -76,8 +78,9 @@ impl Model {
     }
 
     /// `name:version`, as processes say what they can run.
-    pub(crate) fn runs(&self) -> String {
-        format!("{}:{}", self.name, self.version)
+    pub(crate) fn runs(&self) -> impl Iterator<Item = String> {
+        let versions = self.older.iter().chain([&self.version]);
+        versions.map(|version| format!("{}:{version}", self.name))
     }
 
     /// Creates the model with its checkpoint at the log's start; or checks that it is this build's, and begins to build this

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::storage::{default_time, recorded, through_storage};
 use crate::{
-    Id, Outcome, Position, Recorded, Saga, SagaEvent, StepError, Steps,
+    Found, Id, Outcome, Position, Recorded, Saga, SagaEvent, StepError, Steps,
     saga::{
         engine::{Failure, Input, What, decide, effects, wakes_at},
         state::{Phase, Progress, State, later},
@@ -137,7 +137,7 @@ impl<S: Saga> GivenSaga<S> {
 
     #[track_caller]
     fn is_begun(&self, step: &str) {
-        let begun = self.state.step(step).is_some_and(|step| step.begun > 0);
+        let begun = self.state.step(step).is_some_and(|step| step.begun > 0 || step.completed > 0);
         assert!(begun, "step {step} has not begun; {}", self.place());
     }
 
@@ -149,6 +149,11 @@ impl<S: Saga> GivenSaga<S> {
             panic!("{error}");
         }
         output
+    }
+
+    /// The key that `step` is tried under.
+    fn key(&self, step: &str) -> u32 {
+        self.state.step(step).map_or(0, |step| step.dead_keys)
     }
 
     fn place(&self) -> String {
@@ -174,7 +179,7 @@ impl<S: Saga> GivenSaga<S> {
     pub fn succeeds(mut self, step: &str, output: impl Serialize) -> Self {
         self.is_begun(step);
         let output = self.output(step, output);
-        self.tell(Input::Succeeded { step: step.into(), output });
+        self.tell(Input::Succeeded { step: step.into(), key: self.key(step), output });
         self
     }
 
@@ -182,28 +187,28 @@ impl<S: Saga> GivenSaga<S> {
     #[track_caller]
     pub fn fails(mut self, step: &str, error: StepError) -> Self {
         self.is_begun(step);
-        self.tell(Input::Failed { step: step.into(), failure: error.into() });
+        self.tell(Input::Failed { step: step.into(), key: self.key(step), failure: error.into() });
         self
     }
 
-    /// Whoever is asked what became of `step` says: it happened, and came to this; or it did not.
+    /// Whoever is asked what became of `step` says so.
     #[track_caller]
-    pub fn answers<T: Serialize + Debug>(mut self, step: &str, answer: Option<T>) -> Self {
+    pub fn answers<T: Serialize + Debug>(mut self, step: &str, answer: Found<T>) -> Self {
+        self.is_begun(step);
+        let (name, key) = (step.to_owned(), self.key(step));
         match answer {
-            Some(output) => self.succeeds(step, output),
-            None => {
-                self.is_begun(step);
-                self.tell(Input::NotDone { step: step.into() });
-                self
-            }
+            Found::Happened(output) => return self.succeeds(step, output),
+            Found::NotSeen => self.tell(Input::NotSeen { step: name, key }),
+            Found::Never => self.tell(Input::NotDone { step: name, key }),
         }
+        self
     }
 
     /// Whoever is asked what became of `step` does not say.
     #[track_caller]
     pub fn does_not_answer(mut self, step: &str, error: StepError) -> Self {
         self.is_begun(step);
-        self.tell(Input::NotAnswered { step: step.into(), failure: error.into() });
+        self.tell(Input::NotAnswered { step: step.into(), key: self.key(step), failure: error.into() });
         self
     }
 
@@ -263,7 +268,14 @@ impl<S: Saga> GivenSaga<S> {
     #[track_caller]
     pub fn completed(mut self, step: &str, output: impl Serialize, reason: &str) -> Self {
         let output = self.output(step, output);
-        self.tell(Input::Completed { step: step.into(), output, reason: reason.into() });
+        self.tell(Input::Completed { step: step.into(), output, reason: reason.into(), is_run: false });
+        self
+    }
+
+    /// An operator says that `step`, which was in doubt, did not happen and will not.
+    #[track_caller]
+    pub fn denied(mut self, step: &str, reason: &str) -> Self {
+        self.tell(Input::Denied { step: step.into(), reason: reason.into(), is_run: false });
         self
     }
 
@@ -380,7 +392,7 @@ impl<S: Saga> GivenSaga<S> {
 
 impl From<StepError> for Failure {
     fn from(error: StepError) -> Self {
-        let StepError { kind, message, retry_after, unreadable, .. } = error;
-        Self { kind, error: message, retry_after, is_final: unreadable }
+        let StepError { kind, message, retry_after, is_final, .. } = error;
+        Self { kind, error: message, retry_after, is_final }
     }
 }

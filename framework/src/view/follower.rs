@@ -73,6 +73,7 @@ pub(crate) fn model<V: View>(store: &Annals, contracts: &Arc<Contracts>) -> Resu
         name: V::NAME,
         kind: "view",
         version: V::VERSION,
+        older: vec![],
         partitions: V::PARTITIONS,
         policy: V::FAILURES,
         categories: contracts.categories_of::<V::Event>(),

@@ -4,7 +4,7 @@ use annals::{
     Attention, CircuitBreaker, DeadLetters, Expectation, FailurePolicy, FollowerState, Reaction, Reactor, Target,
 };
 
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 
 use super::*;
 use crate::app::place;
@@ -155,7 +155,7 @@ async fn what_a_reactor_could_not_do_because_its_app_was_shut_down_has_not_faile
     ending.await.unwrap();
     let app = start().await;
 
-    reacts.acquire().await.unwrap().forget();
+    timeout(LONG, reacts.acquire()).await.expect("it is given again").unwrap().forget();
     let last = app.execute::<Order>("3", place("ada", 1)).await.unwrap();
     app.wait_for("confirms", last.position, LONG).await.unwrap();
     let letters = app.store().followers().dead_letters(Some("confirms"), &DeadLetters::All, 10).await.unwrap();

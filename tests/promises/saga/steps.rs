@@ -205,3 +205,105 @@ async fn killed_at_every_write_an_order_comes_to_the_same_end_and_everything_out
     assert!(ends >= 18, "{ends}");
     println!("{ends} points");
 }
+
+/// Two things at once, one that is left out, a wait that ends in three ways, and a letter about it.
+struct Errand(Arc<World>);
+
+impl Saga for Errand {
+    const NAME: &'static str = "errand";
+    type Event = OrderEvent;
+    type Input = chrono::DateTime<chrono::Utc>;
+
+    /// It waits for as many milliseconds as the order costs.
+    fn start(event: &Recorded<OrderEvent>) -> Option<(Id, Self::Input)> {
+        match &event.event {
+            OrderEvent::Placed { cents, .. } => {
+                let waits = Duration::from_millis(cents.unsigned_abs());
+                Some((event.stream.id().into(), event.recorded_at + waits))
+            }
+            _ => None,
+        }
+    }
+
+    fn route(event: &Recorded<OrderEvent>) -> Option<Id> {
+        Some(event.stream.id().into())
+    }
+
+    fn steps(steps: Steps<Self>) -> Steps<Self> {
+        steps
+            .at_once(|steps| {
+                steps
+                    .step("left", |cx| async move { cx.saga.0.call("left", &cx.id, cx.key).await })
+                    .undo(|cx, _| async move { cx.saga.0.call("not left", &cx.id, cx.key).await.map(drop) })
+                    .step("right", |cx| async move { cx.saga.0.call("right", &cx.id, cx.key).await })
+                    .undo(|cx, _| async move { cx.saga.0.call("not right", &cx.id, cx.key).await.map(drop) })
+                    .retry(QUICK)
+            })
+            .step("third", |cx| async move { cx.saga.0.call("third", &cx.id, cx.key).await })
+            .when(|facts| facts.output::<String>("left").is_err())
+            .wait("word", |event| matches!(event.event, OrderEvent::Confirmed).then(|| String::from("yes")))
+            .fails_by(|event| match &event.event {
+                OrderEvent::Cancelled { reason, .. } => Some(reason.clone()),
+                _ => None,
+            })
+            .or_else(|_| "nobody said".into())
+            .until(|facts| *facts.input)
+            .step("letter", |cx| async move {
+                let said: String = cx.output("word")?;
+                cx.saga.0.call(&said, &cx.id, cx.key).await
+            })
+            .end()
+    }
+}
+
+/// Places an order about which the saga waits for so long, and does with it what is said.
+async fn errand(app: &App, order: &str, waits_ms: i64, then: Option<OrderCommand>) {
+    let place = OrderCommand::Place { customer: "ada".into(), cents: waits_ms };
+    app.execute::<Order>(order, place).await.unwrap();
+    if let Some(then) = then {
+        app.execute::<Order>(order, then).await.unwrap();
+    }
+}
+
+const LONG_MS: i64 = 600_000;
+
+#[tokio::test]
+async fn a_wait_goes_on_with_what_came_or_with_what_was_said_for_nothing() {
+    let (database, world) = (database().await, Arc::new(World::default()));
+    let app = open(database.url()).await.app().aggregate::<Order>().saga(Errand(world.clone())).start().await.unwrap();
+    errand(&app, "yes", LONG_MS, Some(OrderCommand::Confirm)).await;
+    errand(&app, "silent", 1, None).await;
+    for (order, said) in [("yes", "yes"), ("silent", "nobody said")] {
+        eventually(&format!("{order} is done"), || async {
+            instance(&app, order).await.is_some_and(|it| it.state == SagaState::Completed)
+        })
+        .await;
+        assert_eq!(world.done(order), ["left", "right", said].map(|thing| (thing.to_owned(), 1)).into());
+    }
+}
+
+#[tokio::test]
+async fn steps_at_once_and_a_wait_that_fails_by_its_event_come_to_the_same_end_wherever_they_are_killed() {
+    let ends = annals::testing::crash_everywhere(
+        || {
+            let world = Arc::new(World::default());
+            world.answers("right", "half", &[Answer::Declined; 9]);
+            world
+        },
+        |store, world| store.app().aggregate::<Order>().saga(Errand(world.clone())),
+        async |app, _| {
+            errand(app, "no", LONG_MS, Some(OrderCommand::Cancel { reason: "not any more".into() })).await;
+            errand(app, "half", LONG_MS, None).await;
+        },
+        async |app, world| {
+            for (order, expected) in [("no", "word: not any more"), ("half", "right: declined")] {
+                let ended = instance(app, order).await.unwrap();
+                assert_eq!((ended.state, ended.reason.as_deref()), (SagaState::Compensated, Some(expected)));
+                let done = world.done(order);
+                assert_eq!((done.get("left"), done.get("right")), (done.get("not left"), done.get("not right")));
+            }
+        },
+    )
+    .await;
+    assert!(ends >= 16, "{ends}");
+}

@@ -127,6 +127,31 @@ async fn what_does_not_come_in_time_is_over_also_when_nobody_was_there_to_see_it
 }
 
 #[tokio::test]
+async fn what_came_in_time_counts_although_nobody_was_there_to_read_it() {
+    let database = database().await;
+    let app = hotel(database.url()).await.saga(Stay::<2>).start().await.unwrap();
+    happen(&app, "1", &[RoomEvent::Booked { wait_ms: 2_000 }]).await;
+    eventually("it waits", || async {
+        instance(&app, "1").await.is_some_and(|room| room.step.as_deref() == Some("money") && room.owner.is_none())
+    })
+    .await;
+    app.shutdown().await;
+    // What stands before it takes its time to read.
+    let other = hotel(database.url()).await.start().await.unwrap();
+    for room in 0..300 {
+        happen(&other, &format!("other-{room}"), &[RoomEvent::Paid { cents: 1 }]).await;
+    }
+    happen(&other, "1", &[RoomEvent::Paid { cents: 1 }]).await;
+    let late = || async { instance(&other, "1").await.is_some_and(|room| room.due_at < Some(chrono::Utc::now())) };
+    eventually("its time is over", late).await;
+
+    let app = hotel(database.url()).await.saga(Stay::<2>).start().await.unwrap();
+    is(&app, "1", SagaState::Completed).await;
+    let history = app.sagas().history("stay", "1").await.unwrap();
+    assert!(!history.iter().any(|recorded| matches!(recorded.event, SagaEvent::StepTimedOut { .. })), "{history:#?}");
+}
+
+#[tokio::test]
 async fn an_instance_ends_under_the_version_that_it_began_with() {
     let database = database().await;
     let app = hotel(database.url()).await.saga(Stay::<1>).start().await.unwrap();
@@ -143,6 +168,7 @@ async fn an_instance_ends_under_the_version_that_it_began_with() {
     app.shutdown().await;
 
     let app = hotel(database.url()).await.saga(Stay::<1>).saga(Stay::<2>).start().await.unwrap();
+    eventually("its version is there", || async { instance(&app, "old").await.is_some_and(|it| it.is_served) }).await;
     happen(&app, "old", &[RoomEvent::Paid { cents: 1 }]).await;
     is(&app, "old", SagaState::Completed).await;
     let history = app.sagas().history("stay", "old").await.unwrap();

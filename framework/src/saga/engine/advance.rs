@@ -68,9 +68,14 @@ impl<'p> Turn<'p> {
         let nth = match self.stage() {
             Ok(nth) => nth,
             Err(step) => {
+                let is_done = self.state.step(&step).is_some_and(|step| step.progress == Progress::Completed);
+                let (what, skipped) = match is_done {
+                    true => ("the last that it has done", "if what comes behind the steps before it is to run"),
+                    false => ("which it is at", "once it is known what became of it"),
+                };
                 let reason = format!(
-                    "step {step}, which it is at, is not in version {} of the saga as this build has it: bring the step back, \
-                     and retry; or skip it, once it is known what became of it",
+                    "step {step}, {what}, is not in version {} of the saga as this build has it: bring the step back, and \
+                     retry; or skip it, {skipped}",
                     self.state.definition
                 );
                 self.stuck(Some(&step), reason);
@@ -80,8 +85,18 @@ impl<'p> Turn<'p> {
         let ahead =
             |planned: &&Planned| self.state.step(planned.name).is_none_or(|step| step.progress == Progress::Ahead);
         if let Some(planned) = self.plan.stages[..nth].iter().flatten().find(ahead) {
-            let reason = "a newer build put it before a step that had begun".into();
-            self.emit(SagaEvent::StepSkipped { step: planned.name.into(), reason });
+            let step = planned.name.to_owned();
+            if !self.state.planned.contains(&step) {
+                let reason = "a newer build put it before a step that had begun".into();
+                self.emit(SagaEvent::StepSkipped { step, reason });
+                return true;
+            }
+            let reason = format!(
+                "step {step} was moved, in version {} of the saga as this build has it, to before where it is, and it never came by: \
+                 bring the order back, and retry; or skip the step, if this instance can do without",
+                self.state.definition
+            );
+            self.stuck(Some(&step), reason);
             return true;
         }
         let Some(stage) = self.plan.stages.get(nth) else {
@@ -115,16 +130,18 @@ impl<'p> Turn<'p> {
 
     /// Which stage it is at; or the step that it is at and that is not there.
     ///
-    /// Steps are found by name. Those that a newer build has put before the latest that began are left out, which is recorded.
+    /// Steps are found by name. New ones before the latest that began are left out; one that was moved there is for somebody to judge.
     fn stage(&self) -> Result<usize, String> {
         let begun = self.state.steps.iter().filter(|step| step.begun > 0);
         if let Some(open) = begun.clone().find(|step| step.is_open() && self.plan.step(&step.name).is_none()) {
             return Err(open.name.clone());
         }
-        // One that is gone, and was left out for that, does not count.
-        let counts = |step: &&StepState| step.progress != Progress::Skipped || self.plan.step(&step.name).is_some();
-        let Some(latest) = begun.filter(counts).max_by_key(|step| step.begun) else { return Ok(0) };
-        let nth = self.plan.stage_of(&latest.name).ok_or_else(|| latest.name.clone())?;
+        // What was left out says nothing of where it is.
+        let counts = |step: &&StepState| !matches!(step.progress, Progress::Skipped | Progress::Undone);
+        let nth = match begun.filter(counts).max_by_key(|step| step.begun) {
+            Some(latest) => self.plan.stage_of(&latest.name).ok_or_else(|| latest.name.clone())?,
+            None => 0,
+        };
         let is_done = |planned: &Planned| {
             let progress = self.state.step(planned.name).map(|step| step.progress);
             matches!(progress, Some(Progress::Completed | Progress::Skipped | Progress::Undone))
@@ -148,6 +165,15 @@ impl<'p> Turn<'p> {
         }
         if self.state.current().next().is_some() {
             return false;
+        }
+        // What came for a step that had not begun, or was given up, has happened, too.
+        let came = self.state.steps.iter().find_map(|step| {
+            let output = step.kept.as_ref()?.as_ref().ok()?;
+            self.came_late(step).then(|| (step.name.clone(), output.clone()))
+        });
+        if let Some((step, output)) = came {
+            self.emit(SagaEvent::StepCompleted { step, output, by_hand: None });
+            return true;
         }
         let done = self.state.steps.iter().filter(|step| step.progress == Progress::Completed);
         let undone = |step: &&StepState| plan.step(&step.name).is_none_or(|planned| planned.has_undo);

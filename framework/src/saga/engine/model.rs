@@ -24,6 +24,7 @@ enum Chance {
     Succeeds,
     Fails(Failure),
     NotDone,
+    NotSeen,
     Late(usize),
     Paid,
     Passes(u64),
@@ -40,6 +41,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         8 => Just(Chance::Succeeds),
         4 => failure().prop_map(Chance::Fails),
         1 => Just(Chance::NotDone),
+        1 => Just(Chance::NotSeen),
         1 => (0..6_usize).prop_map(Chance::Late),
         2 => Just(Chance::Paid),
         3 => (0..900_u64).prop_map(Chance::Passes),
@@ -75,16 +77,18 @@ proptest! {
             let doing = effects(&plan, &state, now);
             let at = (!doing.is_empty()).then(|| index.get(&doing).clone());
             let step = at.as_ref().map(|at| at.step.to_owned());
+            let key = |name: &str| state.step(name).map_or(0, |step| step.dead_keys);
             let output = |name: &str| match name { "hotel" => json!(3), "flight" => json!("F1"), "payment" => json!(500), _ => Value::Null };
             let input = match (chance, at.map(|at| at.what), step) {
                 (Chance::Succeeds, Some(What::Undo), Some(step)) => Input::Undone { step },
-                (Chance::Succeeds, Some(_), Some(step)) => Input::Succeeded { output: output(&step), step },
+                (Chance::Succeeds, Some(_), Some(step)) => Input::Succeeded { key: key(&step), output: output(&step), step },
                 (Chance::Fails(failure), Some(What::Undo), Some(step)) => Input::UndoFailed { step, failure },
-                (Chance::Fails(failure), Some(What::Ask), Some(step)) => Input::NotAnswered { step, failure },
-                (Chance::Fails(failure), Some(What::Run), Some(step)) => Input::Failed { step, failure },
-                (Chance::NotDone, Some(What::Ask), Some(step)) => Input::NotDone { step },
+                (Chance::Fails(failure), Some(What::Ask), Some(step)) => Input::NotAnswered { key: key(&step), step, failure },
+                (Chance::Fails(failure), Some(What::Run), Some(step)) => Input::Failed { key: key(&step), step, failure },
+                (Chance::NotDone, Some(What::Ask), Some(step)) => Input::NotDone { key: key(&step), step },
+                (Chance::NotSeen, Some(What::Ask), Some(step)) => Input::NotSeen { key: key(&step), step },
                 (Chance::Late(nth), ..) if names[nth] != "payment" && names[nth] != "pause" =>
-                    Input::Succeeded { step: names[nth].into(), output: output(names[nth]) },
+                    Input::Succeeded { key: key(names[nth]), step: names[nth].into(), output: output(names[nth]) },
                 (Chance::Paid, ..) => Input::Event {
                     position: crate::Position::new(7), outputs: vec![("payment".into(), Ok(json!(500)))],
                 },
@@ -94,6 +98,7 @@ proptest! {
                 (Chance::Denied, ..) => Input::Denied {
                     step: state.steps.iter().find(|step| step.unknown > 0).map(|step| step.name.clone()).unwrap_or_default(),
                     reason: "they know nothing of it".into(),
+                    is_run: false,
                 },
                 (Chance::Passes(seconds), ..) => { now = later(now, Duration::from_secs(seconds)); Input::Tick }
                 (Chance::Interrupted, ..) => Input::Interrupted,
@@ -158,9 +163,9 @@ proptest! {
             let mut now = DateTime::UNIX_EPOCH;
             let tell = |state: &State, input, now| decide(&plan, state, input, now).map(|(_, state)| state);
             let mut state = tell(&State::default(), Input::Start { definition: 1, input: json!(3) }, now).unwrap();
-            state = tell(&state, Input::Succeeded { step: "hotel".into(), output: json!(3) }, now).unwrap();
+            state = tell(&state, Input::Succeeded { key: 0, step: "hotel".into(), output: json!(3) }, now).unwrap();
             now = later(now, MINUTE);
-            let success = Input::Succeeded { step: "flight".into(), output: json!("F1") };
+            let success = Input::Succeeded { key: 0, step: "flight".into(), output: json!("F1") };
             let inputs = if success_first { [success, Input::Tick] } else { [Input::Tick, success] };
             for input in inputs {
                 state = tell(&state, input, now).unwrap();

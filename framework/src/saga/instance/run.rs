@@ -1,6 +1,9 @@
 //! An instance that is run: what there is to do is done, what comes of it is told, and then it is given up until it is due.
 
-use super::{super::state::StepState, *};
+use super::{
+    super::{definition::Attempt, plan::Planned, runtime::LOOK, state::StepState},
+    *,
+};
 
 /// How something ended that was under way.
 enum Landed {
@@ -8,6 +11,9 @@ enum Landed {
     /// It was not begun: the target is not called, for so long.
     Postponed(&'static str, Duration),
 }
+
+/// How soon it is asked again whether the log is read.
+const UNREAD: Duration = Duration::from_secs(1);
 
 type Flights = FuturesUnordered<BoxFuture<'static, (&'static str, What, Landed)>>;
 
@@ -67,7 +73,8 @@ impl Instance {
                 continue;
             }
             let now = self.runtime.now();
-            let wakes = wakes_at(self.plan(), &self.state, now);
+            let wakes =
+                wakes_at(self.plan(), &self.state, now).map(|at| self.unread_until.map_or(at, |until| at.max(until)));
             let pause = wakes.map_or(Duration::from_secs(3600), |at| (at - now).to_std().unwrap_or_default());
             let input = tokio::select! {
                 Some((step, what, landed)) = flights.next() => {
@@ -81,7 +88,7 @@ impl Instance {
                         }
                     }
                 }
-                () = sleep(pause), if wakes.is_some() => Input::Tick,
+                () = sleep(pause), if wakes.is_some() => continue,
             };
             if self.tell_surely(input, flying.len()).await.is_none() {
                 return;
@@ -103,14 +110,15 @@ impl Instance {
                 let is_call = plan.plan().step(&step.name).is_some_and(|it| !matches!(it.kind, Kind::Wait { .. }));
                 let is_over = self.state.phase == Phase::Undoing || step.deadline_at <= now;
                 let here = flying.iter().any(|(name, _)| *name == step.name);
-                is_call && is_over && step.progress == Progress::Running && step.unknown == 0 && !here
+                is_call && is_over && step.may_be_under_way(now) && step.unknown == 0 && !here
             };
             let late = self.state.current().find(is_late).map(|step| step.name.clone());
             if let Some(step) = late {
                 self.tell_surely(Input::NeverTried { step }, flying.len()).await?;
                 continue;
             }
-            if wakes_at(self.plan(), &self.state, now).is_some_and(|at| at <= now) {
+            let is_over = wakes_at(self.plan(), &self.state, now).is_some_and(|at| at <= now);
+            if is_over && !self.may_be_unread(now).await {
                 let before = self.version;
                 self.tell_surely(Input::Tick, flying.len()).await?;
                 if self.version != before {
@@ -153,7 +161,7 @@ impl Instance {
             let (runtime, stream) = (self.runtime.clone(), self.stream.clone());
             flights.push(Box::pin(async move {
                 let (step, what) = (effect.step, effect.what);
-                let wanted = async { !is_first || !is_called_off(&runtime, &stream).await };
+                let wanted = async { !is_first || !is_called_off(&runtime, &stream, step).await };
                 let admitted = match &target {
                     None => None,
                     Some(target) => match breakers.admit(target, wanted).await {
@@ -169,6 +177,20 @@ impl Instance {
                 (step, what, Landed::Told(input))
             }));
         }
+    }
+
+    /// Whether a wait would be over whose event may have come in time: whoever reads the log for the saga is not that far.
+    async fn may_be_unread(&mut self, now: DateTime<Utc>) -> bool {
+        if self.unread_until.is_some_and(|until| until > now) {
+            return true;
+        }
+        self.unread_until = None;
+        let waits = |step: &StepState| self.plan().step(&step.name).is_some_and(Planned::takes_events);
+        let over = |step: &&StepState| step.is_open() && !step.timed_out && step.deadline_at <= now && waits(step);
+        if self.state.current().any(|step| over(&step)) && !self.runtime.has_read_all(self.definition.name()).await {
+            self.unread_until = Some(later(self.runtime.now(), UNREAD));
+        }
+        self.unread_until.is_some()
     }
 
     fn call(&self, effect: &Effect) -> Option<Call> {
@@ -199,7 +221,7 @@ impl Instance {
         let step = effect.step.to_owned();
         let input = match effect.what {
             What::Undo => Input::Undone { step: step.clone() },
-            _ => Input::Succeeded { step: step.clone(), output: Value::Null },
+            _ => Input::Succeeded { step: step.clone(), key: effect.key, output: Value::Null },
         };
         let decided = decide(self.plan(), &self.state, input, now);
         let (events, state) = decided.ok()?;
@@ -254,7 +276,7 @@ impl Instance {
         let failure = failure.into();
         let input = match effect.what {
             What::Undo => Input::UndoFailed { step, failure },
-            _ => Input::Failed { step, failure },
+            _ => Input::Failed { step, key: effect.key, failure },
         };
         self.tell_surely(input, under_way).await
     }
@@ -272,6 +294,9 @@ impl Instance {
             let wakes = wakes_at(self.plan(), &self.state, now);
             (due_at, waits_for) = (Some(wakes.map_or(until, |at| at.min(until))), Some(*target));
         }
+        if let Some(until) = self.unread_until {
+            due_at = due_at.map(|at| at.max(until));
+        }
         loop {
             let store = &self.runtime.store;
             let releasing = store.inner.sql.release_saga.query();
@@ -282,7 +307,12 @@ impl Instance {
                 .bind(due_at)
                 .bind(waits_for);
             match store.inner.reads.execute("release an instance of a saga", releasing).await {
-                Ok(1..) => return true,
+                Ok(1..) => {
+                    if due_at.is_some_and(|at| at < later(now, LOOK)) {
+                        self.runtime.due.notify_one();
+                    }
+                    return true;
+                }
                 Ok(0) => {
                     self.doubted = true;
                     while let Err(error) = self.catch_up().await {
@@ -324,29 +354,26 @@ impl Instance {
     }
 }
 
-/// Whether an instance undoes what it has done, which somebody else may have told it. In doubt it does not.
-async fn is_called_off(runtime: &Runtime, stream: &StreamId) -> bool {
+/// Whether an instance is not at `step` any more: somebody else called it off, or saw to the step. In doubt it is.
+async fn is_called_off(runtime: &Runtime, stream: &StreamId, step: &str) -> bool {
     let asking = runtime.store.inner.sql.read_saga.query().bind(stream.as_str());
-    let row = runtime.store.inner.reads.optional("read whether a saga was called off", asking).await;
-    row.is_ok_and(|row| row.is_some_and(|row| sqlx::Row::get::<String, _>(&row, 1) == "undoing"))
+    let Ok(Some(row)) = runtime.store.inner.reads.optional("read where a saga is", asking).await else { return false };
+    let (state, steps): (String, Option<String>) = (sqlx::Row::get(&row, 1), sqlx::Row::get(&row, 2));
+    state != "running" || !steps.unwrap_or_default().split(", ").any(|own| own == step)
 }
 
 /// What of an attempt is a failure of whoever was called: an answer is none, whatever it says.
 fn failure_of(input: &Input) -> Option<&str> {
     match input {
         Input::Failed { failure, .. } | Input::NotAnswered { failure, .. } | Input::UndoFailed { failure, .. } => {
-            (failure.kind != FailureKind::Business).then_some(&*failure.error)
+            (failure.kind != FailureKind::Business && !failure.is_final).then_some(&*failure.error)
         }
         _ => None,
     }
 }
 
 /// Runs an attempt to its end, however it ends.
-async fn try_once(
-    effect: Effect,
-    attempt: BoxFuture<'static, Result<Option<Value>, StepError>>,
-    limit: Duration,
-) -> Input {
+async fn try_once(effect: Effect, attempt: Attempt, limit: Duration) -> Input {
     let mut task = AbortOnDropHandle::new(tokio::spawn(attempt));
     let result = match timeout(limit, &mut task).await {
         Ok(Ok(result)) => result,
@@ -356,14 +383,14 @@ async fn try_once(
         Ok(Err(_)) => Err(StepError::unknown("the step was cut off")),
         Err(_) => Err(StepError::unknown(format!("no answer within {limit:?}"))),
     };
-    let step = effect.step.to_owned();
+    let (step, key) = (effect.step.to_owned(), effect.key);
     match (effect.what, result) {
-        (What::Run, Ok(output)) => Input::Succeeded { step, output: output.unwrap_or_default() },
-        (What::Run, Err(error)) => Input::Failed { step, failure: error.into() },
-        (What::Ask, Ok(Some(output))) => Input::Succeeded { step, output },
-        (What::Ask, Ok(None)) => Input::NotDone { step },
-        (What::Ask, Err(error)) if error.refused => Input::Failed { step, failure: error.into() },
-        (What::Ask, Err(error)) => Input::NotAnswered { step, failure: error.into() },
+        (What::Run | What::Ask, Ok(Found::Happened(output))) => Input::Succeeded { step, key, output },
+        (What::Run | What::Ask, Ok(Found::NotSeen)) => Input::NotSeen { step, key },
+        (What::Run | What::Ask, Ok(Found::Never)) => Input::NotDone { step, key },
+        (What::Run, Err(error)) => Input::Failed { step, key, failure: error.into() },
+        (What::Ask, Err(error)) if error.refused => Input::Failed { step, key, failure: error.into() },
+        (What::Ask, Err(error)) => Input::NotAnswered { step, key, failure: error.into() },
         (What::Undo, Ok(_)) => Input::Undone { step },
         (What::Undo, Err(error)) => Input::UndoFailed { step, failure: error.into() },
     }
