@@ -34,7 +34,7 @@ async fn what_a_gateway_answered_it_answers_again_after_it_was_killed() {
     let again = post(&url, "charges", "a", json!({"order": "1", "cents": 250})).await;
     assert_eq!(again, (StatusCode::OK, first.clone()));
     let other = post(&url, "charges", "a", json!({"order": "1", "cents": 251})).await;
-    assert_eq!(other.0, StatusCode::UNPROCESSABLE_ENTITY, "{other:?}");
+    assert_eq!(other.0, StatusCode::BAD_REQUEST, "{other:?}");
     let closed = post(&url, "charges", "b", json!({"order": "2", "cents": 1})).await;
     assert_eq!(closed, (StatusCode::CONFLICT, json!({"error": "closed"})));
     assert_eq!(post(&url, "charges", "z", json!({"order": "3", "cents": 5})).await.0, StatusCode::OK);
@@ -62,7 +62,7 @@ async fn a_message_is_sent_once_under_its_key_and_listed() {
     let empty = post(&url, "messages", "b", json!({"customer": "7", "order": "1", "text": ""})).await;
     assert_eq!(empty.0, StatusCode::UNPROCESSABLE_ENTITY, "{empty:?}");
     let other = post(&url, "messages", "a", json!({"customer": "7", "order": "1", "text": "it is lost"})).await;
-    assert_eq!(other.0, StatusCode::UNPROCESSABLE_ENTITY, "{other:?}");
+    assert_eq!(other.0, StatusCode::BAD_REQUEST, "{other:?}");
     assert_eq!(get(&url, "ledger").await["messages"], json!([first]));
 }
 
