@@ -169,7 +169,9 @@ async fn answer<T: DeserializeOwned>(sent: Result<Response, reqwest::Error>) -> 
         StatusCode::CONFLICT => Err(StepError::transient(format!("the key is {}", refusal()))),
         StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE => Err(StepError::transient(refusal())),
         // A no to what was asked for.
-        StatusCode::PAYMENT_REQUIRED | StatusCode::UNPROCESSABLE_ENTITY => Err(StepError::business(refusal())),
+        StatusCode::PAYMENT_REQUIRED | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::NOT_FOUND => {
+            Err(StepError::business(refusal()))
+        }
         // A no to who asks, or how: our own mistake, which says nothing of the order and is no reason to give it up.
         status if status.is_client_error() => {
             Err(StepError::unknown(format!("the gateway refuses to be asked: {}", refusal())))

@@ -296,7 +296,7 @@ impl Sagas {
             return Err(StoreError::Unfit(error));
         }
         let state = instance.state;
-        let mut steps: Vec<_> = state.steps.iter().filter(|step| step.begun > 0).collect();
+        let mut steps: Vec<_> = state.steps.iter().filter(|step| step.begun > 0 || step.completed > 0).collect();
         steps.sort_by_key(|step| step.begun);
         let keys = |step: &&StepState| StepKeys {
             step: step.name.clone(),

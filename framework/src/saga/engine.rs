@@ -227,6 +227,9 @@ fn lives_until(planned: &Planned, step: &StepState) -> Option<DateTime<Utc>> {
 const UNDER_WAY: &str =
     "an attempt may be under way. Say so once nobody runs it; pause the saga if it is tried again and again";
 
+/// Why somebody is to look where nothing came.
+const MISSED: &str = "what it waits for did not come in time. It goes on when it comes; or resolve it, once it is known what became of it";
+
 struct Turn<'p> {
     plan: &'p Plan,
     state: State,
@@ -271,6 +274,10 @@ impl<'p> Turn<'p> {
             Input::Failed { .. } | Input::NotDone { .. } | Input::NotSeen { .. } | Input::NotAnswered { .. } => {}
             Input::Denied { step, reason, is_run } => self.denied(step, &reason, is_run)?,
             Input::NeverTried { step } => {
+                let is_over = |step: &StepState| self.state.phase == Phase::Undoing || step.deadline_at <= self.now;
+                if !self.state.step(&step).is_some_and(is_over) {
+                    return Ok(());
+                }
                 self.failed(&step, Failure::transient("it was given up before it was tried".into()), None, true);
             }
             Input::Undone { step } => {
@@ -377,19 +384,21 @@ impl<'p> Turn<'p> {
     }
 
     fn succeeded(&mut self, step: String, key: u32, output: Value) {
-        use Progress::{Completed, Failed, Running, Skipped, UndoWaiting, Undoing, Waiting};
+        use Progress::{Completed, Failed, Running, Skipped, UndoWaiting, Undoing, Undone, Waiting};
         let Some(at) = self.state.step(&step) else { return };
         let progress = at.progress;
-        if key < at.dead_keys && matches!(progress, Running | Waiting | Completed | Undoing | UndoWaiting) {
+        if key < at.dead_keys && matches!(progress, Running | Waiting | Completed | Undoing | UndoWaiting | Undone) {
             // It may have happened under both, and whoever was asked was wrong.
-            if !self.state.has_ended() || self.state.phase == Phase::Completed {
+            if !matches!(self.state.phase, Phase::Resolved(_)) {
+                let output: String = output.to_string().chars().take(200).collect();
                 let reason = format!(
                     "{step} has happened under the key {}, of which was said that it never would: {output}. Undo that by hand, unless \
                      it has not happened under the key {}, and retry",
                     self.state.nth_key(&step, key),
                     self.state.key(&step)
                 );
-                self.stuck(Some(&step), reason);
+                // At no step: what becomes of the attempt under the other key does not settle it.
+                self.stuck(None, reason);
             }
         } else if matches!(progress, Running | Waiting | Failed | Skipped) {
             self.emit(SagaEvent::StepCompleted { step, output, by_hand: None });
@@ -493,7 +502,12 @@ impl<'p> Turn<'p> {
     /// An attempt failed; or whoever was asked did not say that it succeeded.
     fn failed(&mut self, name: &str, failure: Failure, asked: Option<Said>, waits: bool) {
         let (Some(planned), Some(step)) = (self.plan.step(name), self.state.step(name)) else { return };
-        if !step.is_open() || matches!(planned.kind, Kind::Wait { .. }) || self.state.has_ended() {
+        // It was given up in the moment in which it was begun.
+        let reopens = step.progress == Progress::Failed
+            && (failure.kind, asked) == (FailureKind::Unknown, None)
+            && (!self.state.has_ended() || self.state.phase == Phase::Compensated);
+        let is_open = step.is_open() && !self.state.has_ended();
+        if !(is_open || reopens) || matches!(planned.kind, Kind::Wait { .. }) {
             return;
         }
         let Failure { mut kind, error, retry_after, is_final } = failure;
@@ -610,9 +624,7 @@ impl<'p> Turn<'p> {
                 InVain::Fails => self.emit(SagaEvent::StepTimedOut { step, under_way: false }),
                 InVain::Stuck => {
                     self.emit(SagaEvent::StepTimedOut { step: step.clone(), under_way: true });
-                    let reason = "what it waits for did not come in time. It goes on when it comes; or resolve it, once it is \
-                                  known what became of it";
-                    self.stuck(Some(&step), reason);
+                    self.stuck(Some(&step), MISSED);
                 }
                 InVain::GoesOn(with) => match with(&self.state) {
                     Ok(output) => {

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::{definition::Definition, instance::Instance};
 use crate::{
-    App, Follow, Id, InvalidInput, StoreError, StreamId,
+    App, Follow, Id, InvalidInput, Position, StoreError, StreamId,
     app::WeakApp,
     breaker::{BreakerShown, Breakers},
     event::contract::Contracts,
@@ -76,8 +76,10 @@ pub(crate) struct Runtime {
     running: Mutex<HashMap<StreamId, Option<Waiting>>>,
     /// Types that somebody paused.
     paused: Mutex<HashSet<String>>,
-    /// Sagas whose router was behind the log, and when that was seen.
-    unread: Mutex<HashMap<&'static str, Instant>>,
+    /// How far the log was, and when: for waits of a saga that were over then.
+    ends: Mutex<HashMap<&'static str, (Position, DateTime<Utc>)>>,
+    /// When room was waited for in vain.
+    in_vain: Mutex<Option<Instant>>,
     /// The database's time, when it was heard of last.
     clock: Mutex<(DateTime<Utc>, Instant)>,
     /// Rung when there may be something to take.
@@ -152,7 +154,8 @@ impl Runtime {
             rest: OnceLock::new(),
             running: Mutex::default(),
             paused: Mutex::default(),
-            unread: Mutex::default(),
+            ends: Mutex::default(),
+            in_vain: Mutex::default(),
             clock: Mutex::new((Utc::now(), Instant::now())),
             due: Notify::new(),
             on_attention,
@@ -241,30 +244,40 @@ impl Runtime {
         lock(&self.paused).contains(name)
     }
 
-    /// Whether all that was in the log a moment ago has reached the instances of the saga `name`. One that is not is asked about again
-    /// after a second, for all of them.
-    pub(crate) async fn has_read_all(&self, name: &'static str) -> bool {
+    /// Whether all that was in the log at `deadline` has reached the instances of the saga `name`.
+    pub(crate) async fn has_read_all(&self, name: &'static str, deadline: DateTime<Utc>) -> bool {
         const WAITS: Duration = Duration::from_millis(200);
-        if lock(&self.unread).get(name).is_some_and(|at| at.elapsed() < LOOK * 2) {
-            return false;
-        }
         let Some(app) = self.app() else { return false };
-        let has_read = match self.store.horizon().await {
-            Ok(horizon) => app.wait_for(name, horizon.safe, WAITS).await.is_ok(),
-            Err(_) => false,
+        // How far the log was at some time after the deadline: always the same, or it would be run after.
+        let noted = lock(&self.ends).get(name).copied().filter(|(_, at)| deadline <= *at);
+        let end = match noted {
+            Some((end, _)) => end,
+            None => {
+                let now = self.now();
+                let Ok(end) = self.store.safe_end().await else { return false };
+                lock(&self.ends).insert(name, (end, now));
+                end
+            }
         };
-        if !has_read {
-            lock(&self.unread).insert(name, Instant::now());
-        }
-        has_read
+        app.wait_for(name, end, WAITS).await.is_ok()
     }
 
     /// Room to run an instance that begins, if there is some in a moment. To run it here saves to look for it, to take it and to read
     /// it; where there is none for longer, somebody else may take it.
     pub(crate) async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        // Where all are taken by what takes long, the log is not kept waiting for each.
+        if lock(&self.in_vain).is_some_and(|at| at.elapsed() < LOOK) {
+            return self.slots.clone().try_acquire_owned().ok();
+        }
         let stopped = self.stop.cancelled();
         tokio::select! {
-            slot = timeout(MOMENT, self.slots.clone().acquire_owned()) => slot.ok()?.ok(),
+            slot = timeout(MOMENT, self.slots.clone().acquire_owned()) => match slot {
+                Ok(slot) => slot.ok(),
+                Err(_) => {
+                    *lock(&self.in_vain) = Some(Instant::now());
+                    None
+                }
+            },
             () = stopped => None,
         }
     }

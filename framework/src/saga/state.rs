@@ -224,6 +224,9 @@ impl State {
                 state.last_error = Some(error.clone());
                 let is_open = *unknown || next_attempt_at.is_some();
                 state.progress = if is_open { Progress::Waiting } else { Progress::Failed };
+                if *unknown && self.phase == Phase::Compensated {
+                    self.phase = Phase::Undoing;
+                }
                 // What it was stuck at is known now.
                 if !is_open || *key_is_dead {
                     self.unstick(Some(step));
@@ -293,14 +296,14 @@ impl State {
             SagaEvent::SagaStuck { step, reason } => {
                 let undoing = match &self.phase {
                     Phase::Stuck { undoing, .. } => *undoing,
-                    phase => *phase == Phase::Undoing,
+                    phase => matches!(phase, Phase::Undoing | Phase::Compensated),
                 };
                 self.phase = Phase::Stuck { undoing, step: step.clone(), reason: reason.clone() };
             }
             SagaEvent::SagaRetried { .. } => {
                 for step in &mut self.steps {
                     if matches!(step.progress, Progress::Waiting | Progress::UndoWaiting) {
-                        (step.attempts, step.next_at) = (0, Some(at));
+                        (step.attempts, step.next_at, step.not_seen) = (0, Some(at), false);
                         step.unknown = step.unknown.min(1);
                     }
                     let time = (step.deadline_at - step.started_at).max(TimeDelta::zero());

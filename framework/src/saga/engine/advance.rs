@@ -22,6 +22,13 @@ impl<'p> Turn<'p> {
         }
     }
 
+    /// Whether it waits for what did not come in time, until somebody sees to it.
+    fn is_missed(&self, step: &StepState) -> bool {
+        let planned = self.plan.step(&step.name);
+        let is_kept = planned.is_some_and(|it| matches!(it.kind, Kind::Wait { in_vain: InVain::Stuck, .. }));
+        is_kept && step.timed_out && step.is_open() && step.kept.is_none()
+    }
+
     /// A step of which it is not known whether it happened, and that nobody finds out by himself.
     fn waits_for_nobody(&self) -> Option<(String, String)> {
         let stuck = |step: &&StepState| {
@@ -30,6 +37,9 @@ impl<'p> Turn<'p> {
                 self.plan.step(&step.name).and_then(|it| lives_until(it, step)).is_some_and(|at| at <= self.now);
             waits && (step.next_at.is_none() || lapsed)
         };
+        if let Some(missed) = self.state.current().find(|step| self.is_missed(step)) {
+            return Some((missed.name.clone(), MISSED.into()));
+        }
         let step = self.state.current().find(stuck)?;
         let (name, error) = (&step.name, step.last_error.as_deref().unwrap_or_default());
         let (what, look) = match step.progress {
@@ -42,18 +52,6 @@ impl<'p> Turn<'p> {
     }
 
     fn advance_forward(&mut self) -> bool {
-        let given_up = |step: &&StepState| step.progress == Progress::Failed || (step.timed_out && step.is_open());
-        if let Some(step) = self.state.steps.iter().find(given_up) {
-            let (name, error) = (step.name.clone(), step.last_error.clone());
-            let reason = match (step.timed_out, error) {
-                (true, Some(error)) => format!("{name} did not succeed in its time: {error}"),
-                (true, None) => format!("{name} did not succeed in its time"),
-                (false, Some(error)) => format!("{name}: {error}"),
-                (false, None) => format!("{name} failed"),
-            };
-            self.begin_undo(Some(name), reason);
-            return true;
-        }
         // What came for a step that waits ends it.
         let waits = |step: &&StepState| {
             step.progress == Progress::Running
@@ -63,6 +61,20 @@ impl<'p> Turn<'p> {
         if let Some(step) = self.state.steps.iter().find(waits) {
             let (step, taken) = (step.name.clone(), step.kept.clone().unwrap_or(Ok(Value::Null)));
             self.received(step, taken);
+            return true;
+        }
+        let given_up = |step: &&StepState| {
+            step.progress == Progress::Failed || (step.timed_out && step.is_open() && !self.is_missed(step))
+        };
+        if let Some(step) = self.state.steps.iter().find(given_up) {
+            let (name, error) = (step.name.clone(), step.last_error.clone());
+            let reason = match (step.timed_out, error) {
+                (true, Some(error)) => format!("{name} did not succeed in its time: {error}"),
+                (true, None) => format!("{name} did not succeed in its time"),
+                (false, Some(error)) => format!("{name}: {error}"),
+                (false, None) => format!("{name} failed"),
+            };
+            self.begin_undo(Some(name), reason);
             return true;
         }
         let nth = match self.stage() {

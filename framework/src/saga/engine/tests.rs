@@ -381,6 +381,10 @@ fn an_attempt_that_may_be_under_way_is_not_given_up_when_the_rest_is_undone() {
     // Its time ends while it is under way.
     let late = booked().succeeds("hotel", 3).fails("flight", StepError::transient("busy")).passes(MINUTE);
     late.then_undone([]).succeeds("flight", "F1").then_undoes("flight");
+    // One that is given up in the moment in which it begins, and of which nothing is known then.
+    let raced = booked().succeeds("flight", "F1").fails("hotel", StepError::transient("busy")).cancelled("no");
+    let raced = raced.undone("flight").then_compensated().fails("hotel", StepError::unknown("no answer"));
+    raced.passes(2 * SECOND).then_runs(["hotel"]).succeeds("hotel", 3).then_undoes("hotel");
     // One that waits for its next attempt is not under way.
     booked()
         .succeeds("flight", "F1")
@@ -404,8 +408,12 @@ fn what_is_said_of_a_dead_key_says_nothing_of_the_next() {
     ] {
         assert_eq!(tell(input).0, []);
     }
-    let (_, stuck) = tell(Input::Succeeded { step, key: 0, output: json!("F1") });
-    let Phase::Stuck { reason, .. } = stuck.phase else { panic!("{:?}", stuck.phase) };
+    let (_, stuck) = tell(Input::Succeeded { step: step.clone(), key: 0, output: json!("F1") });
+    let Phase::Stuck { reason, .. } = &stuck.phase else { panic!("{:?}", stuck.phase) };
+    // What becomes of the attempt under the other key does not settle it.
+    let both = Input::Succeeded { step, key: 1, output: json!("F2") };
+    let (_, both) = decide(&plan, &stuck, both, DateTime::UNIX_EPOCH).unwrap();
+    assert!(matches!(both.phase, Phase::Stuck { .. }), "{both:?}");
     let key = state.nth_key("flight", 0);
     assert!(reason.starts_with(&format!("flight has happened under the key {key}, of which was said")), "{reason}");
 }

@@ -10,6 +10,8 @@ enum Landed {
     Told(Input),
     /// It was not begun: the target is not called, for so long.
     Postponed(&'static str, Duration),
+    /// It was not begun: when its turn had come, somebody had called the instance off, or seen to the step.
+    Unwanted,
 }
 
 /// How soon it is asked again whether the log is read.
@@ -49,9 +51,7 @@ impl Instance {
             if self.doubted && !self.is_still_held().await {
                 // Somebody else goes on with it. What is under way here is told of when it comes: with the same key.
                 while let Some((_, _, landed)) = flights.next().await {
-                    if let Landed::Told(input) = landed
-                        && !matches!(input, Input::NeverTried { .. })
-                    {
+                    if let Landed::Told(input) = landed {
                         let _ = self.tell(input, Writer::Other, &Cause::default()).await;
                     }
                 }
@@ -66,7 +66,15 @@ impl Instance {
                 continue;
             }
             if flying.is_empty() {
-                if !self.held || self.release().await {
+                if !self.held {
+                    // Nobody's now: whoever is quicker takes it once it is due.
+                    let now = self.runtime.now();
+                    if wakes_at(self.plan(), &self.state, now).is_some_and(|at| at < later(now, LOOK)) {
+                        self.runtime.due.notify_one();
+                    }
+                    return;
+                }
+                if self.release().await {
                     return;
                 }
                 self.postponed.clear();
@@ -76,6 +84,8 @@ impl Instance {
             let wakes =
                 wakes_at(self.plan(), &self.state, now).map(|at| self.unread_until.map_or(at, |until| at.max(until)));
             let pause = wakes.map_or(Duration::from_secs(3600), |at| (at - now).to_std().unwrap_or_default());
+            // Who begins nothing has nothing to see to meanwhile.
+            let pause = if stopping || paused { pause.max(LOOK) } else { pause };
             let input = tokio::select! {
                 Some((step, what, landed)) = flights.next() => {
                     flying.remove(&(step, what));
@@ -84,6 +94,11 @@ impl Instance {
                         Landed::Postponed(target, wait) => {
                             let until = later(self.runtime.now(), wait);
                             self.postponed.insert((step, what), (target, until));
+                            continue;
+                        }
+                        Landed::Unwanted => {
+                            self.doubted = true;
+                            let _ = self.catch_up().await;
                             continue;
                         }
                     }
@@ -100,7 +115,7 @@ impl Instance {
     async fn begin(&mut self, flights: &mut Flights, flying: &mut HashSet<(&'static str, What)>) -> Option<()> {
         loop {
             // Whoever is not sure that it is his infers nothing from what he has not done.
-            if self.doubted {
+            if self.doubted || !self.held {
                 return Some(());
             }
             let now = self.runtime.now();
@@ -165,7 +180,7 @@ impl Instance {
                 let admitted = match &target {
                     None => None,
                     Some(target) => match breakers.admit(target, wanted).await {
-                        Ok(None) => return (step, what, Landed::Told(Input::NeverTried { step: step.into() })),
+                        Ok(None) => return (step, what, Landed::Unwanted),
                         Ok(admitted) => admitted,
                         Err(wait) => return (step, what, Landed::Postponed(target.name, wait)),
                     },
@@ -187,7 +202,10 @@ impl Instance {
         self.unread_until = None;
         let waits = |step: &StepState| self.plan().step(&step.name).is_some_and(Planned::takes_events);
         let over = |step: &&StepState| step.is_open() && !step.timed_out && step.deadline_at <= now && waits(step);
-        if self.state.current().any(|step| over(&step)) && !self.runtime.has_read_all(self.definition.name()).await {
+        let deadline = self.state.current().filter(over).map(|step| step.deadline_at).max();
+        if let Some(deadline) = deadline
+            && !self.runtime.has_read_all(self.definition.name(), deadline).await
+        {
             self.unread_until = Some(later(self.runtime.now(), UNREAD));
         }
         self.unread_until.is_some()
