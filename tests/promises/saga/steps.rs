@@ -282,7 +282,7 @@ async fn a_wait_goes_on_with_what_came_or_with_what_was_said_for_nothing() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn steps_at_once_and_a_wait_that_fails_by_its_event_come_to_the_same_end_wherever_they_are_killed() {
     let ends = annals::testing::crash_everywhere(
         || {
