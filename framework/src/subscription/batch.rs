@@ -59,6 +59,11 @@ pub(crate) trait Follower: Send + Sync {
     fn apply<'a>(&'a self, batch: &'a Batch, conn: &'a mut PgConnection)
     -> BoxFuture<'a, Result<Applied, FollowError>>;
 
+    /// How many events it is given at once, at most.
+    fn most(&self) -> usize {
+        usize::MAX
+    }
+
     /// Whether it can hold in memory what it will commit later.
     fn holds(&self) -> bool {
         false

@@ -41,6 +41,10 @@ pub(crate) trait Handle: Send + Sync + 'static {
 /// How many streams are handled at once.
 const AT_ONCE: usize = 64;
 
+/// How many events there are to a batch. What is done of one whose process dies is gone through again by the next: a process that lives
+/// for a few seconds has to get to the end of one.
+const BATCH: usize = 256;
+
 /// Gives each event to `handler`: those of a stream in order, those of several streams at once.
 pub(crate) struct EffectFollower<H> {
     store: Annals,
@@ -235,6 +239,10 @@ impl<H: Handle> EffectFollower<H> {
 }
 
 impl<H: Handle> Follower for EffectFollower<H> {
+    fn most(&self) -> usize {
+        BATCH
+    }
+
     fn apply<'a>(
         &'a self,
         batch: &'a Batch,

@@ -360,7 +360,7 @@ impl Runner {
     }
 
     fn batch_size(&self) -> usize {
-        if self.unit.shadow { SHADOW_BATCH } else { BATCH }
+        if self.unit.shadow { SHADOW_BATCH } else { BATCH.min(self.setting.follower.most()) }
     }
 
     /// Leaves the machine to those who write the log, after `count` events that took `passed`, and `worked` with what was read
