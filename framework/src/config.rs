@@ -100,7 +100,8 @@ pub struct Config {
     /// Aggregates of one type whose state is kept in memory.
     /// Default: 10,000.
     pub cached_aggregates: usize,
-    /// Instances of sagas that a process runs at once; those that only wait do not count.
+    /// Instances of sagas that a process runs at once; those that only wait do not count. A quarter is kept for those that are due, so
+    /// that new ones do not keep them waiting.
     /// Default: 256.
     pub running_sagas: usize,
 }

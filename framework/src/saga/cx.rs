@@ -154,8 +154,8 @@ pub struct Cx<S: Saga> {
     pub saga: Arc<S>,
     /// The instance.
     pub id: Id,
-    /// The key of this step of this instance, the same for all its attempts, until whoever was [asked](crate::Steps::ask) has said
-    /// that nothing ever will happen under it; its undo has another. For the outside world's `Idempotency-Key`.
+    /// The key of this step of this instance, the same for all its attempts, until whoever was [asked](crate::Steps::ask), or an
+    /// operator ([`Sagas::not_done`](crate::Sagas::not_done)), has said that nothing ever will happen under it; its undo has another. For the outside world's `Idempotency-Key`.
     pub key: Uuid,
     /// What the ids of commands come from: that never changes.
     pub(crate) command_key: Uuid,
