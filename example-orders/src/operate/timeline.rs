@@ -107,7 +107,7 @@ impl Moment {
                 moment.at_step(step, "undo failed")
             }
             SagaEvent::StepUndone { step } => moment.at_step(step, "undone"),
-            SagaEvent::SagaStuck { step, reason } => {
+            SagaEvent::SagaStuck { step, reason, .. } => {
                 (moment.step, moment.reason) = (step.clone(), Some(reason.clone()));
                 "stuck"
             }

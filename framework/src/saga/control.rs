@@ -252,9 +252,11 @@ impl Sagas {
     /// Lets an instance leave out `step`, or its undo, at which it is: somebody has seen to it.
     ///
     /// # Errors
-    /// As [`Sagas::retry`]; if the instance is not at `step`.
+    /// As [`Sagas::retry`]; if the instance is not at `step`, or the step's first attempt may be under way.
     pub async fn skip(&self, saga: &str, id: impl Into<Id>, step: &str, by: &By) -> Result<(), StoreError> {
-        self.tell(saga, id, Input::Skip { step: step.into(), reason: by.reason.clone() }, by).await
+        let (id, reason) = (id.into(), by.reason.clone());
+        let is_run = self.is_run(saga, &id).await?;
+        self.tell(saga, id, Input::Skip { step: step.into(), reason, is_run }, by).await
     }
 
     /// Says that `step` happened, and what it came to: for one of which nobody else knows, once somebody has looked. It goes on from
@@ -279,7 +281,8 @@ impl Sagas {
     /// done, if the instance undoes.
     ///
     /// # Errors
-    /// As [`Sagas::retry`]; if it is not in doubt whether the step happened, or an attempt may be under way.
+    /// As [`Sagas::retry`]; if it is not in doubt whether the step happened, or it is not stuck yet: then somebody may be about to try
+    /// it again, under the key of which this is said.
     pub async fn not_done(&self, saga: &str, id: impl Into<Id>, step: &str, by: &By) -> Result<(), StoreError> {
         let (id, reason) = (id.into(), by.reason.clone());
         let is_run = self.is_run(saga, &id).await?;
@@ -327,7 +330,7 @@ impl Sagas {
     /// Calls an instance off: what it did is undone.
     ///
     /// # Errors
-    /// As [`Sagas::retry`]; if the instance has ended, or undoes already.
+    /// As [`Sagas::retry`]; if the instance has ended, undoes already, or has done everything.
     pub async fn cancel(&self, saga: &str, id: impl Into<Id>, by: &By) -> Result<(), StoreError> {
         self.tell(saga, id, Input::Cancel { reason: by.reason.clone() }, by).await
     }

@@ -55,8 +55,8 @@ pub(crate) enum Input {
         key: u32,
         failure: Failure,
     },
-    /// Its time is over, or the saga undoes, and nobody has tried it. Only who runs the instance knows that, and only of the state that
-    /// he decides on.
+    /// Its time is over, or the saga undoes, and nobody tries it. Only who runs the instance knows that, and only of the state that he
+    /// decides on.
     NeverTried {
         step: String,
     },
@@ -98,17 +98,20 @@ pub(crate) enum Input {
     Tick,
     /// The process that ran it is gone. Attempts may have been under way.
     Interrupted,
-    /// Something about it cannot be read or stored.
+    /// Something about it cannot be read or stored. `interrupted`: attempts may have been under way, of which nothing can be said.
     Broken {
         step: Option<String>,
         reason: String,
+        interrupted: bool,
     },
     Retry {
         reason: String,
     },
+    /// Somebody has seen to it. `is_run`: an attempt may be under way.
     Skip {
         step: String,
         reason: String,
+        is_run: bool,
     },
     /// Somebody knows that it happened. `is_run`: an attempt may be under way.
     Completed {
@@ -160,7 +163,7 @@ pub(crate) fn decide(
     input: Input,
     now: DateTime<Utc>,
 ) -> Result<(Vec<SagaEvent>, State), String> {
-    let mut turn = Turn { plan, state: state.clone(), now, events: vec![] };
+    let mut turn = Turn { plan, state: state.clone(), now, events: vec![], interrupted: false };
     turn.take(input)?;
     turn.advance();
     Ok((turn.events, turn.state))
@@ -175,6 +178,8 @@ pub(crate) fn effects(plan: &Plan, state: &State, now: DateTime<Utc>) -> Vec<Eff
     };
     let is_due = |step: &StepState| match step.progress {
         Progress::Running | Progress::Undoing => true,
+        // What is called off before its next attempt is given up at once, by who knows whether that has begun.
+        Progress::Waiting if undoing && step.unknown == 0 => true,
         // One without a next attempt is not tried again by itself.
         _ => step.next_at.is_some_and(|at| at <= now),
     };
@@ -220,12 +225,11 @@ fn lives_until(planned: &Planned, step: &StepState) -> Option<DateTime<Utc>> {
         _ => false,
     };
     // Who had it tried again has looked.
-    (repeats && step.unknown > 0 && !step.retried).then(|| later(step.started_at, life))
+    (repeats && step.unknown > 0 && !step.retried).then(|| later(step.key_since, life))
 }
 
 /// Why an operator's word is not taken now.
-const UNDER_WAY: &str =
-    "an attempt may be under way. Say so once nobody runs it; pause the saga if it is tried again and again";
+const UNDER_WAY: &str = "an attempt may be under way. Say so once nobody runs it";
 
 /// Why somebody is to look where nothing came.
 const MISSED: &str = "what it waits for did not come in time. It goes on when it comes; or resolve it, once it is known what became of it";
@@ -235,6 +239,8 @@ struct Turn<'p> {
     state: State,
     now: DateTime<Utc>,
     events: Vec<SagaEvent>,
+    /// Whether attempts may have been under way of which nothing could be recorded.
+    interrupted: bool,
 }
 
 impl<'p> Turn<'p> {
@@ -244,7 +250,8 @@ impl<'p> Turn<'p> {
     }
 
     fn stuck(&mut self, step: Option<&str>, reason: impl Into<String>) {
-        self.emit(SagaEvent::SagaStuck { step: step.map(Into::into), reason: reason.into() });
+        let (step, reason, interrupted) = (step.map(Into::into), reason.into(), self.interrupted);
+        self.emit(SagaEvent::SagaStuck { step, reason, interrupted });
     }
 
     fn take(&mut self, input: Input) -> Result<(), String> {
@@ -274,8 +281,7 @@ impl<'p> Turn<'p> {
             Input::Failed { .. } | Input::NotDone { .. } | Input::NotSeen { .. } | Input::NotAnswered { .. } => {}
             Input::Denied { step, reason, is_run } => self.denied(step, &reason, is_run)?,
             Input::NeverTried { step } => {
-                let is_over = |step: &StepState| self.state.phase == Phase::Undoing || step.deadline_at <= self.now;
-                if !self.state.step(&step).is_some_and(is_over) {
+                if !self.state.step(&step).is_some_and(|step| self.state.is_over(step, self.now)) {
                     return Ok(());
                 }
                 self.failed(&step, Failure::transient("it was given up before it was tried".into()), None, true);
@@ -313,8 +319,9 @@ impl<'p> Turn<'p> {
             }
             Input::Tick => self.tick(),
             Input::Interrupted => self.interrupted(),
-            Input::Broken { step, reason } => {
+            Input::Broken { step, reason, interrupted } => {
                 if !self.state.has_ended() {
+                    self.interrupted |= interrupted;
                     self.stuck(step.as_deref(), reason);
                 }
             }
@@ -336,7 +343,7 @@ impl<'p> Turn<'p> {
                 }
                 self.emit(SagaEvent::SagaRetried { reason });
             }
-            Input::Skip { step, reason } => {
+            Input::Skip { step, reason, is_run } => {
                 let stuck_at = match &self.state.phase {
                     Phase::Stuck { step, .. } => step.as_deref(),
                     _ => None,
@@ -346,10 +353,15 @@ impl<'p> Turn<'p> {
                 {
                     return Err(format!("{}, not at step {step:?}", self.place()));
                 }
+                let calls = self.plan.step(&step).is_some_and(|it| !matches!(it.kind, Kind::Wait { .. }));
+                let is_first = |step: &StepState| step.is_open() && step.unknown == 0;
+                if is_run && calls && self.state.step(&step).is_some_and(is_first) {
+                    return Err(format!("{}: {UNDER_WAY}", self.place()));
+                }
                 self.emit(SagaEvent::StepSkipped { step, reason });
             }
             Input::Cancel { reason } => match self.state.phase {
-                Phase::Forward | Phase::Stuck { undoing: false, .. } => {
+                Phase::Forward | Phase::Stuck { undoing: false, .. } if !self.has_done_all() => {
                     self.emit(SagaEvent::SagaCancelled { reason: reason.clone() });
                     self.begin_undo(None, reason);
                 }
@@ -410,6 +422,11 @@ impl<'p> Turn<'p> {
         let is_open = self.state.step(&step).is_some_and(|step| step.is_open() && step.unknown > 0);
         if !is_open || self.state.has_ended() {
             return Err(format!("{}: it is not in doubt whether step {step:?} happened", self.place()));
+        }
+        // Before it is stuck somebody may begin to try it again, under the key that is to be dead.
+        if !matches!(self.state.phase, Phase::Stuck { .. }) {
+            let why = "it is found out, or tried again, by itself. Say so if it is stuck";
+            return Err(format!("{}: {why}", self.place()));
         }
         if is_run {
             return Err(format!("{}: {UNDER_WAY}", self.place()));
@@ -527,7 +544,7 @@ impl<'p> Turn<'p> {
         let attempt = if is_question { step.attempts } else { step.attempts + 1 };
         let asks = matches!(planned.kind, Kind::Call { asks: true });
         let counted = if unknown { step.unknown + u32::from(!asks) } else { attempt };
-        let (started_at, deadline_at, timed_out) = (step.started_at, step.deadline_at, step.timed_out);
+        let (key_since, deadline_at, timed_out) = (step.key_since, step.deadline_at, step.timed_out);
         let delay = planned.retry.delay(counted, seed(name, attempt, self.now));
         let delay = delay.map(|delay| if waits { delay.max(retry_after.unwrap_or_default()) } else { Duration::ZERO });
         let mut next = delay.map(|delay| later(self.now, delay));
@@ -537,7 +554,7 @@ impl<'p> Turn<'p> {
             if let Some(Target { key_life: Some(life), .. }) = planned.target
                 && (!asks || asked == Some(Said::NotSeen))
             {
-                let ends = later(started_at, life);
+                let ends = later(key_since, life);
                 lapsed = next.is_some_and(|next| next >= ends);
                 next = next.filter(|_| !lapsed);
             }
@@ -560,10 +577,12 @@ impl<'p> Turn<'p> {
         });
         if unknown && next.is_none() {
             let look = self.look(name);
+            let is_retried = !self.state.step(name).is_some_and(|step| self.is_not_to_be_repeated(step));
             let reason = match (is_final, lapsed) {
-                (true, _) => {
+                (true, _) if is_retried => {
                     format!("{said}. Retry with a build that can, if {name} has not happened before that. {look}")
                 }
+                (true, _) => format!("{said}. {look}"),
                 (_, true) => {
                     format!(
                         "it is not known whether {name} happened, and its key does not live any longer: {said}. {look}"
@@ -639,27 +658,40 @@ impl<'p> Turn<'p> {
 
     /// Whatever was under way may have happened.
     fn interrupted(&mut self) {
-        let now = self.now;
-        let under_way = |step: &&StepState| match step.progress {
-            Progress::Running | Progress::Undoing => true,
-            _ => step.next_at.is_some_and(|at| at <= now),
-        };
-        let steps: Vec<(String, Progress)> =
-            self.state.current().filter(under_way).map(|step| (step.name.clone(), step.progress)).collect();
-        for (step, progress) in steps {
-            let Some(planned) = self.plan.step(&step) else { continue };
-            let undoing = matches!(progress, Progress::Undoing | Progress::UndoWaiting);
-            // A command that commits with its step did, or did nothing.
-            if if undoing { planned.undo_commits } else { matches!(planned.kind, Kind::Command) } {
-                continue;
-            }
-            let kind = FailureKind::Unknown;
-            let error = "the process that ran it has ended".into();
-            let failure = Failure { kind, error, retry_after: None, is_final: false };
-            match progress {
-                Progress::Undoing | Progress::UndoWaiting => self.undo_failed(&step, failure, false),
-                _ => self.failed(&step, failure, None, false),
-            }
+        if self.state.has_ended() {
+            return;
+        }
+        let under_way = self.state.current().filter(|step| step.is_under_way(self.now));
+        let (gone, known): (Vec<String>, Vec<String>) =
+            under_way.map(|step| step.name.clone()).partition(|step| self.plan.step(step).is_none());
+        if let Some(step) = gone.first() {
+            // For a build that has them.
+            self.interrupted = true;
+            self.stuck(Some(step), self.is_gone(step));
+        }
+        for step in known {
+            self.is_interrupted(&step);
+        }
+    }
+
+    /// Whether nobody knows what became of an attempt that nobody has told the end of. A command that commits with its step did, or did
+    /// nothing.
+    fn leaves_doubt(&self, step: &StepState) -> bool {
+        let undoing = matches!(step.progress, Progress::Undoing | Progress::UndoWaiting);
+        self.plan.step(&step.name).is_some_and(|planned| match undoing {
+            true => !planned.undo_commits,
+            false => !matches!(planned.kind, Kind::Command | Kind::Wait { .. }),
+        })
+    }
+
+    /// An attempt of `name`, or of its undo, was under way, and who ran it is gone.
+    fn is_interrupted(&mut self, name: &str) {
+        let Some(step) = self.state.step(name).filter(|step| self.leaves_doubt(step)) else { return };
+        let error = "the process that ran it has ended".into();
+        let failure = Failure { kind: FailureKind::Unknown, error, retry_after: None, is_final: false };
+        match step.progress {
+            Progress::Undoing | Progress::UndoWaiting => self.undo_failed(name, failure, false),
+            _ => self.failed(name, failure, None, false),
         }
     }
 
@@ -668,10 +700,9 @@ impl<'p> Turn<'p> {
     }
 
     fn begin_undo(&mut self, step: Option<String>, reason: String) {
+        // Whether a call is under way, only who runs the instance knows: he gives it up (`Input::NeverTried`).
         let waits = |name: &str| self.plan.step(name).is_some_and(|planned| matches!(planned.kind, Kind::Wait { .. }));
-        let abandoned = |step: &&StepState| {
-            step.is_open() && (waits(&step.name) || (step.unknown == 0 && !step.may_be_under_way(self.now)))
-        };
+        let abandoned = |step: &&StepState| step.is_open() && waits(&step.name);
         let abandoned = self.state.steps.iter().filter(abandoned).map(|step| step.name.clone()).collect();
         self.emit(SagaEvent::UndoBegan { step, reason, abandoned });
     }

@@ -151,6 +151,9 @@ pub enum SagaEvent {
         step: Option<String>,
         /// Why, and what helps.
         reason: String,
+        /// Whether attempts may have been under way, of which whoever recorded this could not say what they are about.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        interrupted: bool,
     },
     /// An operator had it go on, at once.
     SagaRetried {

@@ -140,7 +140,7 @@ impl Instance {
     ) -> Result<Result<bool, String>, StoreError> {
         loop {
             // What it cannot read, it does not decide on.
-            let settles = matches!(input, Input::Broken { .. } | Input::Retry { .. } | Input::Resolve { .. });
+            let settles = matches!(input, Input::Broken { .. } | Input::Resolve { .. });
             if let Some(error) = self.broken.as_ref().filter(|_| !settles) {
                 return Err(StoreError::Unfit(unreadable(error)));
             }
@@ -187,9 +187,9 @@ impl Instance {
     }
 
     /// The same, until the store takes it; none once the app ends.
-    async fn tell_surely(&mut self, input: Input, under_way: usize) -> Option<()> {
+    async fn tell_surely(&mut self, input: Input, writer: Writer) -> Option<()> {
         loop {
-            match self.tell(input.clone(), Writer::Owner { under_way }, &Cause::default()).await {
+            match self.tell(input.clone(), writer, &Cause::default()).await {
                 Ok(_) => return Some(()),
                 Err(StoreError::Closed) => return None,
                 // What it came to cannot be stored, and never will be: that it may have happened can.
@@ -200,17 +200,22 @@ impl Instance {
                         tracing::error!(stream = %self.stream, %error, "an instance of a saga cannot be written");
                         return None;
                     };
-                    return Box::pin(self.tell_surely(plain, under_way)).await;
+                    return Box::pin(self.tell_surely(plain, writer)).await;
                 }
                 Err(StoreError::Unfit(reason)) if self.broken.is_some() => {
-                    let broken = Input::Broken { step: None, reason };
-                    return Box::pin(self.tell_surely(broken, under_way)).await;
+                    // What it was to be told is lost with that; not that there was something.
+                    let broken = Input::Broken { step: None, reason, interrupted: true };
+                    return Box::pin(self.tell_surely(broken, writer)).await;
                 }
                 Err(error) => {
                     tracing::warn!(stream = %self.stream, %error, "an instance of a saga cannot be written; tried again");
                     sleep(PAUSE).await;
-                    // It may have been written after all.
+                    // It may have been written after all; and it may be somebody else's by now, who has gone on.
+                    self.doubted = true;
                     let _ = self.catch_up().await;
+                    if matches!(input, Input::NeverTried { .. } | Input::Tick) {
+                        return Some(());
+                    }
                 }
             }
         }
@@ -225,7 +230,7 @@ impl Instance {
         for event in events {
             let stream = &self.stream;
             match event {
-                SagaEvent::SagaStuck { step, reason } => {
+                SagaEvent::SagaStuck { step, reason, .. } => {
                     tracing::error!(%stream, ?step, reason, "a saga is stuck");
                 }
                 SagaEvent::SagaCompensated { reason } => tracing::info!(%stream, reason, "a saga was undone"),

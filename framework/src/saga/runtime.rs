@@ -1,7 +1,7 @@
 //! Which instances this process runs: those that it begins, and those that are due and that nobody runs.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, hash_map::Entry},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque, hash_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -54,6 +54,9 @@ const SHOWN: Duration = Duration::from_secs(20);
 /// How many instances are taken at once, and how soon it is looked for more: what is taken one by one costs a query each.
 const TAKEN: usize = 100;
 const TAKES: Duration = Duration::from_millis(10);
+/// How soon it is asked again whether the log is read, and how many ends of it are remembered for that.
+pub(super) const UNREAD: Duration = Duration::from_secs(1);
+const MARKS: usize = 1_000;
 /// How long what begins waits for room.
 const MOMENT: Duration = Duration::from_millis(100);
 /// How often it is looked whether somebody runs what is open.
@@ -76,8 +79,8 @@ pub(crate) struct Runtime {
     running: Mutex<HashMap<StreamId, Option<Waiting>>>,
     /// Types that somebody paused.
     paused: Mutex<HashSet<String>>,
-    /// How far the log was, and when: for waits of a saga that were over then.
-    ends: Mutex<HashMap<&'static str, (Position, DateTime<Utc>)>>,
+    /// How far each saga is with reading, in time: for waits that are over.
+    read: Mutex<HashMap<&'static str, Read>>,
     /// When room was waited for in vain.
     in_vain: Mutex<Option<Instant>>,
     /// The database's time, when it was heard of last.
@@ -97,6 +100,17 @@ pub(crate) struct Runtime {
 
 /// An instance that waits for its turn, whether it was interrupted, and its room.
 type Waiting = (Instance, bool, OwnedSemaphorePermit);
+
+/// How far the log is read for a saga.
+#[derive(Default)]
+struct Read {
+    /// All that was in the log then has reached the instances.
+    until: Option<DateTime<Utc>>,
+    /// How far the log was at later times, oldest first.
+    marks: VecDeque<(DateTime<Utc>, Position)>,
+    /// When the first of these was waited for in vain.
+    in_vain: Option<Instant>,
+}
 
 /// That an instance runs here. A task that panics gives it up, too: then nobody runs it, and it is freed after a while.
 struct Place {
@@ -154,7 +168,7 @@ impl Runtime {
             rest: OnceLock::new(),
             running: Mutex::default(),
             paused: Mutex::default(),
-            ends: Mutex::default(),
+            read: Mutex::default(),
             in_vain: Mutex::default(),
             clock: Mutex::new((Utc::now(), Instant::now())),
             due: Notify::new(),
@@ -248,18 +262,40 @@ impl Runtime {
     pub(crate) async fn has_read_all(&self, name: &'static str, deadline: DateTime<Utc>) -> bool {
         const WAITS: Duration = Duration::from_millis(200);
         let Some(app) = self.app() else { return false };
-        // How far the log was at some time after the deadline: always the same, or it would be run after.
-        let noted = lock(&self.ends).get(name).copied().filter(|(_, at)| deadline <= *at);
-        let end = match noted {
-            Some((end, _)) => end,
+        let noted = {
+            let mut read = lock(&self.read);
+            let read = read.entry(name).or_default();
+            if read.until.is_some_and(|until| deadline <= until) {
+                return true;
+            }
+            // Not everyone waits, each with his room, for a reader that is behind.
+            if read.in_vain.is_some_and(|at| at.elapsed() < UNREAD) {
+                return false;
+            }
+            read.marks.iter().find(|(at, _)| deadline <= *at).copied()
+        };
+        // How far the log was at the first time after the deadline that is known of: an end that is always the last would run away.
+        let (at, end) = match noted {
+            Some(noted) => noted,
             None => {
                 let now = self.now();
                 let Ok(end) = self.store.safe_end().await else { return false };
-                lock(&self.ends).insert(name, (end, now));
-                end
+                let mut read = lock(&self.read);
+                let marks = &mut read.entry(name).or_default().marks;
+                marks.truncate(MARKS - 1);
+                marks.push_back((now, end));
+                (now, end)
             }
         };
-        app.wait_for(name, end, WAITS).await.is_ok()
+        let is_read = app.wait_for(name, end, WAITS).await.is_ok();
+        let mut read = lock(&self.read);
+        let read = read.entry(name).or_default();
+        if is_read {
+            read.until = read.until.max(Some(at));
+            read.marks.retain(|(later, _)| *later > at);
+        }
+        read.in_vain = (!is_read).then(Instant::now);
+        is_read
     }
 
     /// Room to run an instance that begins, if there is some in a moment. To run it here saves to look for it, to take it and to read

@@ -52,7 +52,15 @@ pub(crate) struct StepState {
     pub(crate) completed: u32,
     pub(crate) started_at: DateTime<Utc>,
     pub(crate) deadline_at: DateTime<Utc>,
+    /// How much time it was given.
+    time: TimeDelta,
     pub(crate) timed_out: bool,
+    /// When its key, or that of its undo, was first tried at the earliest.
+    pub(crate) key_since: DateTime<Utc>,
+    /// Whether an attempt may have been under way when the process that ran it was lost, of which nothing is recorded yet.
+    pub(crate) interrupted: bool,
+    /// Whether somebody has said that it counts no more where the saga stands, although it is done: it is not in the build.
+    pub(crate) left_out: bool,
     /// Failed attempts; of the undo, once that began.
     pub(crate) attempts: u32,
     /// Whether it may have happened, and how many attempts ago that was first so.
@@ -82,7 +90,11 @@ impl StepState {
             completed: 0,
             started_at: DateTime::UNIX_EPOCH,
             deadline_at: DateTime::UNIX_EPOCH,
+            time: TimeDelta::zero(),
             timed_out: false,
+            key_since: DateTime::UNIX_EPOCH,
+            interrupted: false,
+            left_out: false,
             attempts: 0,
             unknown: 0,
             not_seen: false,
@@ -96,16 +108,21 @@ impl StepState {
     }
 
     /// Whether an attempt may have begun of which nothing is recorded yet.
-    pub(super) fn may_be_under_way(&self, now: DateTime<Utc>) -> bool {
+    pub(crate) fn may_be_under_way(&self, now: DateTime<Utc>) -> bool {
+        self.is_open() && self.is_under_way(now)
+    }
+
+    /// The same, also of its undo.
+    pub(super) fn is_under_way(&self, now: DateTime<Utc>) -> bool {
         match self.progress {
-            Progress::Running => true,
-            Progress::Waiting => self.next_at.is_some_and(|at| at <= now),
+            Progress::Running | Progress::Undoing => true,
+            Progress::Waiting | Progress::UndoWaiting => self.next_at.is_some_and(|at| at <= now),
             _ => false,
         }
     }
 
     /// Whether it may yet succeed by itself.
-    pub(super) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         matches!(self.progress, Progress::Running | Progress::Waiting)
     }
 }
@@ -124,6 +141,8 @@ pub(crate) struct State {
     pub(crate) reason: String,
     /// Why it was called off before it began.
     pub(crate) cancelled: Option<String>,
+    /// What somebody has to see to, whatever becomes of the steps meanwhile.
+    unsettled: Option<String>,
     /// The events that it was given.
     received: Vec<Position>,
 }
@@ -139,6 +158,7 @@ impl Default for State {
             planned: vec![],
             reason: String::new(),
             cancelled: None,
+            unsettled: None,
             received: vec![],
         }
     }
@@ -193,17 +213,41 @@ impl State {
         &mut self.steps[nth]
     }
 
+    /// Whether what has not begun of `step` is not to begin any more: its time is over, or the saga undoes.
+    pub(crate) fn is_over(&self, step: &StepState, now: DateTime<Utc>) -> bool {
+        self.phase == Phase::Undoing || (self.phase == Phase::Forward && step.deadline_at <= now)
+    }
+
     /// Leaves the state of being stuck at `step`, or at any.
     fn unstick(&mut self, at: Option<&str>) {
         if let Phase::Stuck { undoing, step, .. } = &self.phase
             && (at.is_none() || step.as_deref() == at)
         {
-            self.phase = if *undoing { Phase::Undoing } else { Phase::Forward };
+            self.go_on(*undoing);
         }
+    }
+
+    /// Goes on, unless there is something that somebody has to see to.
+    fn go_on(&mut self, undoing: bool) {
+        self.phase = match (&self.unsettled, undoing) {
+            (Some(reason), _) => Phase::Stuck { undoing, step: None, reason: reason.clone() },
+            (None, true) => Phase::Undoing,
+            (None, false) => Phase::Forward,
+        };
     }
 
     /// Lets an event happen, which was recorded at `at`.
     pub(crate) fn apply(&mut self, event: &SagaEvent, at: DateTime<Utc>) {
+        if let SagaEvent::StepStarted { step, .. }
+        | SagaEvent::StepFailed { step, .. }
+        | SagaEvent::StepCompleted { step, .. }
+        | SagaEvent::StepSkipped { step, .. }
+        | SagaEvent::UndoStarted { step }
+        | SagaEvent::UndoFailed { step, .. }
+        | SagaEvent::StepUndone { step } = event
+        {
+            self.step_mut(step).interrupted = false;
+        }
         match event {
             SagaEvent::SagaStarted { definition, input, steps } => {
                 (self.definition, self.input, self.phase) = (*definition, input.clone(), Phase::Forward);
@@ -214,11 +258,14 @@ impl State {
                 let step = self.step_mut(step);
                 (step.progress, step.begun, step.attempts, step.next_at) = (Progress::Running, begun, 0, None);
                 (step.started_at, step.deadline_at, step.timed_out) = (at, *deadline_at, false);
+                (step.time, step.key_since) = ((*deadline_at - at).max(TimeDelta::zero()), at);
             }
             SagaEvent::StepFailed { step, attempt, error, unknown, not_seen, key_is_dead, next_attempt_at, .. } => {
                 let state = self.step_mut(step);
                 (state.attempts, state.retried, state.not_seen) = (*attempt, false, *not_seen);
-                state.dead_keys += u32::from(*key_is_dead);
+                if *key_is_dead {
+                    (state.dead_keys, state.key_since) = (state.dead_keys + 1, at);
+                }
                 state.unknown = if *unknown { state.unknown + 1 } else { 0 };
                 state.next_at = *next_attempt_at;
                 state.last_error = Some(error.clone());
@@ -250,13 +297,21 @@ impl State {
                 }
             }
             SagaEvent::StepSkipped { step, .. } => {
+                let is_forward = matches!(self.phase, Phase::Forward | Phase::Stuck { undoing: false, .. });
                 let begun = self.steps.iter().map(|step| step.begun).max().unwrap_or(0) + 1;
                 let state = self.step_mut(step);
                 if state.progress == Progress::Ahead {
                     state.begun = begun;
                 }
-                let undone = matches!(state.progress, Progress::Completed | Progress::Undoing | Progress::UndoWaiting);
-                state.progress = if undone { Progress::Undone } else { Progress::Skipped };
+                state.progress = match state.progress {
+                    // It is done, and remains to be undone.
+                    Progress::Completed if is_forward => {
+                        state.left_out = true;
+                        Progress::Completed
+                    }
+                    Progress::Completed | Progress::Undoing | Progress::UndoWaiting => Progress::Undone,
+                    _ => Progress::Skipped,
+                };
                 (state.next_at, state.unknown) = (None, 0);
                 self.unstick(Some(step));
             }
@@ -272,12 +327,13 @@ impl State {
                 for name in abandoned {
                     self.step_mut(name).progress = Progress::Failed;
                 }
-                (self.phase, self.reason) = (Phase::Undoing, reason.clone());
+                self.reason = reason.clone();
+                self.go_on(true);
             }
             SagaEvent::UndoStarted { step } => {
                 let step = self.step_mut(step);
                 (step.progress, step.attempts, step.next_at) = (Progress::Undoing, 0, None);
-                (step.started_at, step.unknown) = (at, 0);
+                (step.started_at, step.key_since, step.unknown) = (at, at, 0);
             }
             SagaEvent::UndoFailed { step, attempt, kind, error, next_attempt_at } => {
                 let step = self.step_mut(step);
@@ -293,12 +349,23 @@ impl State {
                 (state.progress, state.next_at, state.unknown) = (Progress::Undone, None, 0);
                 self.unstick(Some(step));
             }
-            SagaEvent::SagaStuck { step, reason } => {
+            SagaEvent::SagaStuck { step, reason, interrupted } => {
                 let undoing = match &self.phase {
                     Phase::Stuck { undoing, .. } => *undoing,
                     phase => matches!(phase, Phase::Undoing | Phase::Compensated),
                 };
-                self.phase = Phase::Stuck { undoing, step: step.clone(), reason: reason.clone() };
+                let reason = match &self.unsettled {
+                    Some(known) if known.contains(reason) => known.clone(),
+                    Some(known) => format!("{known}; and {reason}"),
+                    None => reason.clone(),
+                };
+                if step.is_none() {
+                    self.unsettled = Some(reason.clone());
+                }
+                self.phase = Phase::Stuck { undoing, step: step.clone(), reason };
+                for step in self.steps.iter_mut().filter(|_| *interrupted) {
+                    step.interrupted |= step.is_under_way(at);
+                }
             }
             SagaEvent::SagaRetried { .. } => {
                 for step in &mut self.steps {
@@ -306,18 +373,18 @@ impl State {
                         (step.attempts, step.next_at, step.not_seen) = (0, Some(at), false);
                         step.unknown = step.unknown.min(1);
                     }
-                    let time = (step.deadline_at - step.started_at).max(TimeDelta::zero());
                     // Who has it undone again has looked: its key counts as new.
                     if step.progress == Progress::UndoWaiting {
-                        (step.started_at, step.retried) = (at, true);
+                        (step.key_since, step.retried) = (at, true);
                     }
                     // It has its time anew.
                     if step.is_open() {
-                        let time = if time.is_zero() { TimeDelta::hours(1) } else { time };
+                        let time = if step.time.is_zero() { TimeDelta::hours(1) } else { step.time };
                         step.deadline_at = step.deadline_at.max(at + time);
                         step.timed_out &= step.deadline_at <= at;
                     }
                 }
+                self.unsettled = None;
                 self.unstick(None);
             }
             // What follows from it stands behind it, or behind what begins it.

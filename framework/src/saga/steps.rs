@@ -147,6 +147,10 @@ impl<S: Saga, T: Output> Steps<S, T> {
         if self.doing.insert(name, doing).is_some() {
             self.twice.get_or_insert(name);
         }
+        if name.contains(',') {
+            let text = format!("a step of {} is called {name:?}: lists of steps are set apart by commas", S::NAME);
+            self.misplaced.get_or_insert(text);
+        }
         self.closed = false;
         self.cast()
     }

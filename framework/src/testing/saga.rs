@@ -10,7 +10,7 @@ use crate::{
     Found, Id, Outcome, Position, Recorded, Saga, SagaEvent, StepError, Steps,
     saga::{
         engine::{Failure, Input, What, decide, effects, wakes_at},
-        state::{Phase, Progress, State, later},
+        state::{Phase, Progress, State, StepState, later},
     },
 };
 
@@ -109,9 +109,9 @@ impl<S: Saga> GivenSaga<S> {
             }
             if let Some((id, reason)) = S::cancel(&event)
                 && id == *self.id.get_or_insert_with(|| id.clone())
-                && let Ok(told) = decide(&self.steps.plan, &self.state, Input::Cancel { reason }, self.now)
+                && decide(&self.steps.plan, &self.state, Input::Cancel { reason: reason.clone() }, self.now).is_ok()
             {
-                self.record(told);
+                self.tell(Input::Cancel { reason });
             }
         }
         self
@@ -122,6 +122,12 @@ impl<S: Saga> GivenSaga<S> {
         match decide(&self.steps.plan, &self.state, input, self.now) {
             Ok(told) => self.record(told),
             Err(refused) => panic!("the saga refuses: {refused}"),
+        }
+        // Whose next attempt was not due when it was called off has none under way: whoever runs it gives it up.
+        let is_over = |step: &&StepState| step.is_open() && step.unknown == 0 && !step.may_be_under_way(self.now);
+        let over = self.state.current().find(is_over).map(|step| step.name.clone());
+        if let Some(step) = over.filter(|_| self.state.phase == Phase::Undoing) {
+            self.tell(Input::NeverTried { step });
         }
     }
 
@@ -260,7 +266,7 @@ impl<S: Saga> GivenSaga<S> {
     /// An operator has it leave out `step`, or its undo.
     #[track_caller]
     pub fn skipped(mut self, step: &str, reason: &str) -> Self {
-        self.tell(Input::Skip { step: step.into(), reason: reason.into() });
+        self.tell(Input::Skip { step: step.into(), reason: reason.into(), is_run: false });
         self
     }
 

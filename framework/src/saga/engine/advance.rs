@@ -6,9 +6,15 @@ impl<'p> Turn<'p> {
     /// Goes as far as nothing has to be done outside.
     pub(super) fn advance(&mut self) {
         loop {
-            if matches!(self.state.phase, Phase::Forward | Phase::Undoing)
-                && let Some((step, reason)) = self.waits_for_nobody()
-            {
+            let goes_on = matches!(self.state.phase, Phase::Forward | Phase::Undoing);
+            // What a build could not record that had no step of that name, or could not read it.
+            let interrupted = |step: &&StepState| step.interrupted && self.leaves_doubt(step);
+            let interrupted = self.state.current().find(interrupted).map(|step| step.name.clone());
+            if let Some(step) = interrupted.filter(|_| goes_on) {
+                self.is_interrupted(&step);
+                continue;
+            }
+            if goes_on && let Some((step, reason)) = self.waits_for_nobody() {
                 return self.stuck(Some(&step), reason);
             }
             let moved = match self.state.phase {
@@ -81,15 +87,15 @@ impl<'p> Turn<'p> {
             Ok(nth) => nth,
             Err(step) => {
                 let is_done = self.state.step(&step).is_some_and(|step| step.progress == Progress::Completed);
-                let (what, skipped) = match is_done {
-                    true => ("the last that it has done", "if what comes behind the steps before it is to run"),
-                    false => ("which it is at", "once it is known what became of it"),
+                let reason = match is_done {
+                    true => format!(
+                        "step {step}, the last that it has done, is not in version {} of the saga as this build has it: bring the step \
+                         back, and retry; or skip it, if what comes behind the steps before it is to run. It stays done then, and is \
+                         undone if the rest is",
+                        self.state.definition
+                    ),
+                    false => self.is_gone(&step),
                 };
-                let reason = format!(
-                    "step {step}, {what}, is not in version {} of the saga as this build has it: bring the step back, and \
-                     retry; or skip it, {skipped}",
-                    self.state.definition
-                );
                 self.stuck(Some(&step), reason);
                 return true;
             }
@@ -149,7 +155,8 @@ impl<'p> Turn<'p> {
             return Err(open.name.clone());
         }
         // What was left out says nothing of where it is.
-        let counts = |step: &&StepState| !matches!(step.progress, Progress::Skipped | Progress::Undone);
+        let counts =
+            |step: &&StepState| !step.left_out && !matches!(step.progress, Progress::Skipped | Progress::Undone);
         let nth = match begun.filter(counts).max_by_key(|step| step.begun) {
             Some(latest) => self.plan.stage_of(&latest.name).ok_or_else(|| latest.name.clone())?,
             None => 0,
@@ -162,17 +169,35 @@ impl<'p> Turn<'p> {
         Ok(nth + rest.iter().take_while(|stage| stage.iter().all(is_done)).count())
     }
 
+    /// Why it is stuck at a step that this build does not have.
+    pub(super) fn is_gone(&self, step: &str) -> String {
+        format!(
+            "step {step}, which it is at, is not in version {} of the saga as this build has it: bring the step back, and retry; or \
+             skip it, once it is known what became of it",
+            self.state.definition
+        )
+    }
+
+    /// Whether it has nothing left to do. Before it completes, it always has.
+    pub(super) fn has_done_all(&self) -> bool {
+        self.state.current().next().is_none() && self.stage().is_ok_and(|nth| nth >= self.plan.stages.len())
+    }
+
     fn advance_undo(&mut self) -> bool {
         let plan = self.plan;
         let known = |step: &StepState| plan.step(&step.name).is_some();
         let lost = self.state.current().find(|step| !known(step)).map(|step| step.name.clone());
         if let Some(step) = lost {
-            let reason = format!(
-                "step {step}, which it is at, is not in version {} of the saga as this build has it: bring the step back, and \
-                 retry; or skip it, once it is known what became of it",
-                self.state.definition
-            );
-            self.stuck(Some(&step), reason);
+            self.stuck(Some(&step), self.is_gone(&step));
+            return true;
+        }
+        // A build that did not have it has left a wait open.
+        let waits = |step: &&StepState| {
+            step.is_open() && plan.step(&step.name).is_some_and(|planned| matches!(planned.kind, Kind::Wait { .. }))
+        };
+        let waits = self.state.current().find(waits).map(|step| step.name.clone());
+        if let Some(step) = waits {
+            self.emit(SagaEvent::StepTimedOut { step, under_way: false });
             return true;
         }
         if self.state.current().next().is_some() {

@@ -34,6 +34,7 @@ enum Chance {
     Skipped,
     Denied,
     Declined,
+    NeverTried,
 }
 
 fn chance() -> impl Strategy<Value = Chance> {
@@ -51,6 +52,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         1 => Just(Chance::Skipped),
         1 => Just(Chance::Denied),
         1 => Just(Chance::Declined),
+        2 => Just(Chance::NeverTried),
     ]
 }
 
@@ -100,11 +102,12 @@ proptest! {
                     reason: "they know nothing of it".into(),
                     is_run: false,
                 },
+                (Chance::NeverTried, Some(What::Run), Some(step)) => Input::NeverTried { step },
                 (Chance::Passes(seconds), ..) => { now = later(now, Duration::from_secs(seconds)); Input::Tick }
                 (Chance::Interrupted, ..) => Input::Interrupted,
                 (Chance::Cancelled, ..) => Input::Cancel { reason: "no".into() },
                 (Chance::Retried, ..) => Input::Retry { reason: "again".into() },
-                (Chance::Skipped, _, Some(step)) => Input::Skip { step, reason: "by hand".into() },
+                (Chance::Skipped, _, Some(step)) => Input::Skip { step, reason: "by hand".into(), is_run: false },
                 _ => Input::Tick,
             };
             inputs.push(input);

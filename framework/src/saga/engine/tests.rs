@@ -301,14 +301,16 @@ fn somebody_who_looked_says_that_a_step_did_not_happen() {
     again.fails("ticket", unknown()).passes(20 * SECOND).then_runs(["ticket"]).succeeds("ticket", ()).then_completed();
 
     // Of one that undoes, it is not tried again.
-    let undoing = at_ticket().fails("ticket", unknown()).cancelled("no").denied("ticket", no);
-    undoing.then_undoes("payment");
+    trip().passes(20 * SECOND).cancelled("no").then_stuck("ticket").denied("ticket", no).then_undoes("payment");
     let refused = |trip: &GivenSaga<Trip>, is_run: bool| {
         let steps = Steps::<Trip>::of_saga();
         let input = Input::Denied { step: "ticket".into(), reason: no.into(), is_run };
         decide(&steps.plan, trip.state(), input, DateTime::UNIX_EPOCH).unwrap_err()
     };
     assert_eq!(refused(&at_ticket(), false), "it is at ticket: it is not in doubt whether step \"ticket\" happened");
+    // Somebody may be about to try it again, under the key that would be dead.
+    let open = refused(&at_ticket().fails("ticket", unknown()), false);
+    assert_eq!(open, "it is at ticket: it is found out, or tried again, by itself. Say so if it is stuck");
     let run = refused(&trip(), true);
     assert!(run.starts_with("it is stuck at ticket: an attempt may be under way. Say so once nobody runs it"), "{run}");
 }
@@ -345,6 +347,11 @@ fn what_cannot_be_repeated_is_not_retried_but_completed_or_denied() {
     );
     stuck().denied("letter", "it was never sent").then_runs(["letter"]).succeeds("letter", ()).then_completed();
     stuck().completed("letter", (), "it was").then_completed();
+    // Of which it is not said that it is to be retried.
+    let last = once()
+        .fails("letter", StepError { is_final: true, ..StepError::unknown("what it was begun with cannot be read") });
+    let Phase::Stuck { reason, .. } = &last.state().phase else { panic!() };
+    assert!(reason.starts_with("what it was begun with cannot be read. Look for the key"), "{reason}");
     // A key that does not live any more.
     let unknown = || StepError::unknown("no answer");
     let lapsed = at_ticket().fails("ticket", unknown()).passes(20 * SECOND).fails("ticket", unknown()).passes(MINUTE);
@@ -486,7 +493,7 @@ fn an_operator_is_told_where_it_is_when_what_was_asked_does_not_fit() {
     let early = tell(&state, Input::Cancel { reason: reason.clone() }).unwrap().1;
     assert_eq!(refused(&early, Input::Cancel { reason: reason.clone() }), "it has not started: it cannot be cancelled");
     (_, state) = tell(&state, Input::Start { definition: 1, input: json!(3) }).unwrap();
-    let skip = Input::Skip { step: "ticket".into(), reason: reason.clone() };
+    let skip = Input::Skip { step: "ticket".into(), reason: reason.clone(), is_run: false };
     assert_eq!(refused(&state, skip), "it is at hotel, flight, not at step \"ticket\"");
     assert_eq!(
         refused(&state, Input::Retry { reason: reason.clone() }),
@@ -570,7 +577,7 @@ fn steps_that_changed_their_order_hold_nothing_up() {
     let Phase::Stuck { step, reason, .. } = &on.phase else { panic!("{on:?}") };
     assert_eq!(step.as_deref(), Some("ticket"));
     assert!(reason.contains("step ticket was moved, in version 1"), "{reason}");
-    let skip = Input::Skip { step: "ticket".into(), reason: "not needed".into() };
+    let skip = Input::Skip { step: "ticket".into(), reason: "not needed".into(), is_run: false };
     assert_eq!(tell(&moved, &on, skip).phase, Phase::Completed);
 }
 
@@ -609,12 +616,7 @@ fn steps_are_found_by_name_when_the_code_has_changed() {
     let state = tell(&plan, &State::default(), Input::Start { definition: 1, input: json!(3) });
     let state = tell(&plan, &state, Input::Succeeded { key: 0, step: "hotel".into(), output: json!(3) });
     let to_do = |plan: &Plan, state: &State| -> Vec<(&str, What)> {
-        effects(plan, state, now)
-            .iter()
-            .map(|effect| (effect.step, effect.what))
-            .collect::<Vec<_>>()
-            .into_iter()
-            .collect()
+        effects(plan, state, now).iter().map(|effect| (effect.step, effect.what)).collect()
     };
 
     // A step that is done may go, and comes to mind when it is to be undone.
@@ -626,7 +628,7 @@ fn steps_are_found_by_name_when_the_code_has_changed() {
     assert!(matches!(&back.phase, Phase::Stuck { step: Some(step), undoing: true, .. } if step == "hotel"), "{back:?}");
     let again = tell(&plan, &back, Input::Retry { reason: "it is back".into() });
     assert_eq!(to_do(&plan, &again), [("hotel", What::Undo)]);
-    let skipped = tell(&less, &back, Input::Skip { step: "hotel".into(), reason: "by hand".into() });
+    let skipped = tell(&less, &back, Input::Skip { step: "hotel".into(), reason: "by hand".into(), is_run: false });
     assert_eq!(skipped.phase, Phase::Compensated);
 
     // The step that it is at may not.
@@ -638,10 +640,214 @@ fn steps_are_found_by_name_when_the_code_has_changed() {
     );
     let again = tell(&lost, &stuck, Input::Retry { reason: "again".into() });
     assert!(matches!(&again.phase, Phase::Stuck { .. }), "{again:?}");
-    let skipped = tell(&lost, &stuck, Input::Skip { step: "flight".into(), reason: "they walk".into() });
+    let skipped = tell(&lost, &stuck, Input::Skip { step: "flight".into(), reason: "they walk".into(), is_run: false });
     assert_eq!(skipped.current().map(|step| step.name.as_str()).collect::<Vec<_>>(), ["payment"]);
     let back = tell(&plan, &stuck, Input::Retry { reason: "it is back".into() });
     assert_eq!(to_do(&plan, &back), [("flight", What::Run)]);
+
+    // That an attempt may have been under way, a build tells that does not have the step.
+    let killed = tell(&lost, &state, Input::Interrupted);
+    assert!(matches!(&killed.phase, Phase::Stuck { step: Some(step), .. } if step == "flight"), "{killed:?}");
+    let back = tell(&plan, &killed, Input::Retry { reason: "it is back".into() });
+    assert_eq!(to_do(&plan, &back), [("flight", What::Ask)]);
+    let back = tell(&plan, &killed, Input::Cancel { reason: "no".into() });
+    assert_eq!(to_do(&plan, &back), [("flight", What::Ask)]);
+
+    // What is done and left out is undone with the rest.
+    let gone = without(&["flight", "hotel"]);
+    let (flight, done) = (without(&["hotel"]), Input::Succeeded { key: 0, step: "flight".into(), output: json!("F1") });
+    let done =
+        tell(&gone, &tell(&flight, &state, done), Input::Broken { step: None, reason: "?".into(), interrupted: false });
+    let only = |step: &str| Input::Skip { step: step.into(), reason: "not needed".into(), is_run: false };
+    let wait = tell(&gone, &done, Input::Retry { reason: "again".into() });
+    assert_eq!(wait.current().map(|step| step.name.as_str()).collect::<Vec<_>>(), ["payment"]);
+    let no_wait = without(&["flight", "hotel", "payment"]);
+    let skipped = tell(&no_wait, &tell(&no_wait, &wait, Input::Tick), only("payment"));
+    let stuck = skipped.clone();
+    assert!(
+        matches!(&stuck.phase, Phase::Stuck { step: Some(step), undoing: false, .. } if step == "flight"),
+        "{stuck:?}"
+    );
+    let on = tell(&no_wait, &stuck, only("flight"));
+    let undone = tell(&no_wait, &on, Input::Cancel { reason: "no".into() });
+    assert!(
+        matches!(&undone.phase, Phase::Stuck { step: Some(step), undoing: true, .. } if step == "flight"),
+        "{undone:?}"
+    );
+    let undone = tell(&no_wait, &undone, only("flight"));
+    assert!(
+        matches!(&undone.phase, Phase::Stuck { step: Some(step), undoing: true, .. } if step == "hotel"),
+        "{undone:?}"
+    );
+
+    // A wait that a build has called off which does not have it.
+    let off = tell(&no_wait, &wait, Input::Cancel { reason: "no".into() });
+    assert!(matches!(&off.phase, Phase::Stuck { undoing: true, step: Some(step), .. } if step == "payment"), "{off:?}");
+    let back = tell(&plan, &off, Input::Retry { reason: "it is back".into() });
+    assert_eq!(to_do(&plan, &back), [("flight", What::Undo)]);
+}
+
+#[test]
+fn what_is_called_off_before_its_next_attempt_is_given_up_by_who_knows_whether_that_has_begun() {
+    let plan = without(&[]);
+    let tell = |state: &State, input, at| decide(&plan, state, input, DateTime::UNIX_EPOCH + at).unwrap().1;
+    let busy = || Input::Failed { key: 0, step: "flight".into(), failure: StepError::transient("busy").into() };
+    let state = tell(&State::default(), Input::Start { definition: 1, input: json!(3) }, Duration::ZERO);
+    let state = tell(&state, Input::Succeeded { key: 0, step: "hotel".into(), output: json!(3) }, Duration::ZERO);
+    let state = tell(&state, busy(), Duration::ZERO);
+    // By a clock that is a little behind it is not due.
+    let off = tell(&state, Input::Cancel { reason: "no".into() }, Duration::ZERO);
+    let to_do = |state: &State, at| -> Vec<(&str, What)> {
+        effects(&plan, state, DateTime::UNIX_EPOCH + at).iter().map(|effect| (effect.step, effect.what)).collect()
+    };
+    assert_eq!(to_do(&off, Duration::ZERO), [("flight", What::Run)]);
+    let given_up = tell(&off, Input::NeverTried { step: "flight".into() }, Duration::ZERO);
+    assert_eq!(to_do(&given_up, Duration::ZERO), [("hotel", What::Undo)]);
+    // Whoever had begun it is killed.
+    let killed = tell(&off, Input::Interrupted, 5 * SECOND);
+    assert_eq!(to_do(&killed, 5 * SECOND), [("flight", What::Ask)]);
+    booked().succeeds("hotel", 3).fails("flight", StepError::transient("busy")).cancelled("no").then_undoes("hotel");
+}
+
+#[test]
+fn what_a_build_could_not_read_says_that_attempts_may_have_been_under_way() {
+    let broken = |interrupted| Input::Broken { step: None, reason: "it cannot be read".into(), interrupted };
+    let plan = without(&[]);
+    let tell = |state: &State, input| decide(&plan, state, input, DateTime::UNIX_EPOCH).unwrap().1;
+    let to_do = |state: &State| -> Vec<(&str, What)> {
+        effects(&plan, state, DateTime::UNIX_EPOCH).iter().map(|effect| (effect.step, effect.what)).collect()
+    };
+    let start = tell(&State::default(), Input::Start { definition: 1, input: json!(3) });
+    let again = Input::Retry { reason: "it can be read".into() };
+    assert_eq!(
+        to_do(&tell(&tell(&start, broken(false)), again.clone())),
+        [("hotel", What::Run), ("flight", What::Run)]
+    );
+    let stuck = tell(&start, broken(true));
+    // The hotel is not asked: it is repeated, under its key.
+    let back = tell(&stuck, again.clone());
+    assert_eq!(to_do(&back), [("hotel", What::Run), ("flight", What::Ask)]);
+    assert!(back.steps.iter().all(|step| step.unknown == 1 && !step.interrupted), "{back:?}");
+    // An undo, too.
+    let undoing = tell(
+        &tell(&back, Input::Succeeded { key: 0, step: "hotel".into(), output: json!(3) }),
+        Input::Cancel { reason: "no".into() },
+    );
+    let undoing = tell(&undoing, Input::NotDone { key: 0, step: "flight".into() });
+    assert_eq!(to_do(&undoing), [("hotel", What::Undo)]);
+    let back = tell(&tell(&undoing, broken(true)), again);
+    assert_eq!(back.step("hotel").map(|step| (step.attempts, step.unknown)), Some((1, 1)));
+}
+
+#[test]
+fn what_somebody_has_to_see_to_stays_told_whatever_comes() {
+    let never = |trip: GivenSaga<Trip>| trip.answers::<String>("flight", Found::Never);
+    let dead = || never(booked().succeeds("hotel", 3).fails("flight", StepError::unknown("?")));
+    let plan = without(&[]);
+    let tell = |state: &State, input| decide(&plan, state, input, DateTime::UNIX_EPOCH).unwrap().1;
+    let late = || Input::Succeeded { key: 0, step: "flight".into(), output: json!("F0") };
+    let is_told = |state: &State, undoes: bool| {
+        let told = matches!(&state.phase, Phase::Stuck { undoing, reason, .. } if *undoing == undoes && reason.contains("\"F0\""));
+        assert!(told, "{state:?}");
+    };
+    let stuck = tell(dead().state(), late());
+    is_told(&stuck, false);
+    // Its time is over, it is called off, an attempt under the other key ends, or its process.
+    let off = tell(&stuck, Input::Cancel { reason: "no".into() });
+    is_told(&off, true);
+    let off = tell(&off, Input::NeverTried { step: "flight".into() });
+    let failure = || StepError::business("no seats").into();
+    is_told(&tell(&stuck, Input::Failed { key: 1, step: "flight".into(), failure: failure() }), false);
+    is_told(&tell(&stuck, Input::Succeeded { key: 1, step: "flight".into(), output: json!("F1") }), false);
+    let mut silent = stuck.clone();
+    for _ in 0..9 {
+        let failure = StepError::unknown("?").into();
+        silent = tell(&silent, Input::Failed { key: 1, step: "flight".into(), failure });
+        is_told(&silent, false);
+    }
+    is_told(&tell(&silent, Input::Denied { step: "flight".into(), reason: "no".into(), is_run: false }), false);
+    is_told(&tell(&silent, Input::Broken { step: None, reason: "?".into(), interrupted: false }), false);
+    // Until somebody has.
+    let seen = Input::Retry { reason: "it is given back".into() };
+    assert_eq!(tell(&stuck, seen.clone()).phase, Phase::Forward);
+    let undone = tell(&off, seen);
+    assert_eq!(undone.phase, Phase::Undoing);
+
+    // What was done to its end is not undone for that.
+    let ended = paid(dead().succeeds("flight", "F1"), 500).passes(MINUTE).succeeds("ticket", ()).then_completed();
+    let stuck = tell(ended.state(), late());
+    is_told(&stuck, false);
+    let off = decide(&plan, &stuck, Input::Cancel { reason: "no".into() }, DateTime::UNIX_EPOCH);
+    assert_eq!(off.unwrap_err(), "it is stuck: it cannot be cancelled");
+    assert_eq!(tell(&stuck, Input::Retry { reason: "it is given back".into() }).phase, Phase::Completed);
+}
+
+#[test]
+fn what_has_ended_and_what_is_stuck_gives_nothing_up() {
+    let given_up = |state: &State| {
+        let input = Input::NeverTried { step: "hotel".into() };
+        decide(&without(&[]), state, input, DateTime::UNIX_EPOCH + 1_000 * MINUTE).unwrap().0
+    };
+    assert!(given_up(booked().resolved(Outcome::Compensated, "by hand").state()).is_empty());
+    assert!(
+        given_up(
+            booked()
+                .fails("flight", StepError { is_final: true, ..StepError::unknown("?") })
+                .then_stuck("flight")
+                .state()
+        )
+        .is_empty()
+    );
+}
+
+/// A letter of which the post remembers a minute.
+struct Posted;
+
+impl Saga for Posted {
+    const NAME: &'static str = "posted";
+    type Event = TripEvent;
+    type Input = ();
+
+    fn start(event: &Recorded<TripEvent>) -> Option<(Id, ())> {
+        Trip::start(event).map(|(id, _)| (id, ()))
+    }
+
+    fn steps(steps: Steps<Self>) -> Steps<Self> {
+        let post = Target { key_life: Some(MINUTE), ..Target::new("post") };
+        let letter = steps.step("letter", |_| done(())).ask(|_| done(Found::NotSeen)).calls(post).timeout(9 * MINUTE);
+        letter.end()
+    }
+}
+
+#[test]
+fn a_new_key_lives_from_when_it_is_new_and_a_retry_gives_the_same_time_again() {
+    let unknown = || StepError::unknown("?");
+    let booked = given_saga::<Posted>([recorded("trip-1", TripEvent::Booked { nights: 3 })]);
+    let again = booked.fails("letter", unknown()).passes(2 * MINUTE).answers::<()>("letter", Found::Never);
+    let again = again.passes(2 * SECOND).fails("letter", unknown()).answers::<()>("letter", Found::NotSeen);
+    let lapsed = again.passes(SECOND).then_runs(["letter"]).passes(2 * MINUTE).then_stuck("letter");
+    let deadline = |trip: &GivenSaga<Posted>| trip.state().step("letter").unwrap().deadline_at;
+    let first = lapsed.passes(30 * MINUTE).retried("?");
+    let at = deadline(&first);
+    assert_eq!(deadline(&first.passes(30 * MINUTE).retried("?")) - at, chrono::TimeDelta::minutes(30));
+}
+
+#[test]
+fn lists_of_steps_are_set_apart_by_commas() {
+    struct Comma;
+    impl Saga for Comma {
+        const NAME: &'static str = "comma";
+        type Event = TripEvent;
+        type Input = ();
+        fn start(_: &Recorded<TripEvent>) -> Option<(Id, ())> {
+            None
+        }
+        fn steps(steps: Steps<Self>) -> Steps<Self> {
+            steps.step("a, b", |_| done(())).end()
+        }
+    }
+    let refusal = Steps::<Comma>::of_saga().refusal();
+    assert_eq!(refusal.as_deref(), Some("a step of comma is called \"a, b\": lists of steps are set apart by commas"));
 }
 
 #[test]

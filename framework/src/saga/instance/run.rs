@@ -1,7 +1,12 @@
 //! An instance that is run: what there is to do is done, what comes of it is told, and then it is given up until it is due.
 
 use super::{
-    super::{definition::Attempt, plan::Planned, runtime::LOOK, state::StepState},
+    super::{
+        definition::Attempt,
+        plan::Planned,
+        runtime::{LOOK, UNREAD},
+        state::StepState,
+    },
     *,
 };
 
@@ -13,9 +18,6 @@ enum Landed {
     /// It was not begun: when its turn had come, somebody had called the instance off, or seen to the step.
     Unwanted,
 }
-
-/// How soon it is asked again whether the log is read.
-const UNREAD: Duration = Duration::from_secs(1);
 
 type Flights = FuturesUnordered<BoxFuture<'static, (&'static str, What, Landed)>>;
 
@@ -35,34 +37,43 @@ impl Instance {
                 sleep(PAUSE).await;
             }
         }
-        if let Some(error) = self.broken.clone() {
-            self.tell_surely(Input::Broken { step: None, reason: unreadable(&error) }, 0).await;
-            if self.held {
-                self.release().await;
-            }
-            return;
-        }
-        if interrupted && self.tell_surely(Input::Interrupted, 0).await.is_none() {
-            return;
-        }
         let mut flights = Flights::new();
         let mut flying: HashSet<(&'static str, What)> = HashSet::new();
+        let mut interrupted = interrupted;
         loop {
             if self.doubted && !self.is_still_held().await {
                 // Somebody else goes on with it. What is under way here is told of when it comes: with the same key.
                 while let Some((_, _, landed)) = flights.next().await {
-                    if let Landed::Told(input) = landed {
-                        let _ = self.tell(input, Writer::Other, &Cause::default()).await;
+                    if let Landed::Told(input) = landed
+                        && self.tell_surely(input, Writer::Other).await.is_none()
+                    {
+                        return;
                     }
                 }
                 return;
+            }
+            // Nothing is done on half a history. What is under way may have happened, for whoever can read it.
+            if let Some(error) = self.broken.clone() {
+                let interrupted = interrupted || !flying.is_empty();
+                let broken = Input::Broken { step: None, reason: unreadable(&error), interrupted };
+                if self.tell_surely(broken, Writer::Owner { under_way: 0 }).await.is_some() && self.held {
+                    self.release().await;
+                }
+                return;
+            }
+            if interrupted {
+                if self.tell_surely(Input::Interrupted, Writer::Owner { under_way: 0 }).await.is_none() {
+                    return;
+                }
+                interrupted = false;
+                continue;
             }
             let (stopping, paused) = (self.runtime.stop.is_cancelled(), self.runtime.is_paused(self.definition.name()));
             if !stopping && !paused && self.begin(&mut flights, &mut flying).await.is_none() {
                 return;
             }
             // Somebody else has told it something: whose it is comes first.
-            if self.doubted {
+            if self.doubted || self.broken.is_some() {
                 continue;
             }
             if flying.is_empty() {
@@ -105,7 +116,7 @@ impl Instance {
                 }
                 () = sleep(pause), if wakes.is_some() => continue,
             };
-            if self.tell_surely(input, flying.len()).await.is_none() {
+            if self.tell_surely(input, Writer::Owner { under_way: flying.len() }).await.is_none() {
                 return;
             }
         }
@@ -115,30 +126,33 @@ impl Instance {
     async fn begin(&mut self, flights: &mut Flights, flying: &mut HashSet<(&'static str, What)>) -> Option<()> {
         loop {
             // Whoever is not sure that it is his infers nothing from what he has not done.
-            if self.doubted || !self.held {
+            if self.doubted || !self.held || self.broken.is_some() {
                 return Some(());
             }
+            let writer = Writer::Owner { under_way: flying.len() };
             let now = self.runtime.now();
             let plan = self.definition.clone();
-            // What was never tried, and is not to be any more: its time is over, or the saga undoes.
+            let before = self.version;
+            let is_over = wakes_at(self.plan(), &self.state, now).is_some_and(|at| at <= now);
+            if is_over && !self.may_be_unread(now).await {
+                self.tell_surely(Input::Tick, writer).await?;
+                if self.version != before || self.doubted {
+                    continue;
+                }
+            }
+            // What nobody tries, and nobody is to try any more.
             let is_late = |step: &&StepState| {
                 let is_call = plan.plan().step(&step.name).is_some_and(|it| !matches!(it.kind, Kind::Wait { .. }));
-                let is_over = self.state.phase == Phase::Undoing || step.deadline_at <= now;
                 let here = flying.iter().any(|(name, _)| *name == step.name);
-                is_call && is_over && step.may_be_under_way(now) && step.unknown == 0 && !here
+                is_call && step.is_open() && step.unknown == 0 && !here && self.state.is_over(step, now)
             };
             let late = self.state.current().find(is_late).map(|step| step.name.clone());
             if let Some(step) = late {
-                self.tell_surely(Input::NeverTried { step }, flying.len()).await?;
-                continue;
-            }
-            let is_over = wakes_at(self.plan(), &self.state, now).is_some_and(|at| at <= now);
-            if is_over && !self.may_be_unread(now).await {
-                let before = self.version;
-                self.tell_surely(Input::Tick, flying.len()).await?;
+                self.tell_surely(Input::NeverTried { step }, writer).await?;
                 if self.version != before {
                     continue;
                 }
+                return Some(());
             }
             let mut next = effects(plan.plan(), &self.state, now).into_iter();
             let Some(effect) = next.find(|effect| {
@@ -148,7 +162,7 @@ impl Instance {
                 return Some(());
             };
             if plan.commits(effect.step, effect.what) {
-                self.commit(&effect, flying.len()).await?;
+                self.commit(&effect, writer).await?;
                 continue;
             }
             let call = self.call(&effect)?;
@@ -158,7 +172,7 @@ impl Instance {
                 Ok(Ok(attempt)) => attempt,
                 Ok(Err(reason)) => {
                     let step = Some(effect.step.to_owned());
-                    self.tell_surely(Input::Broken { step, reason }, flying.len()).await?;
+                    self.tell_surely(Input::Broken { step, reason, interrupted: false }, writer).await?;
                     continue;
                 }
                 Err(panic) => {
@@ -234,7 +248,7 @@ impl Instance {
     }
 
     /// Executes a command that commits together with its step. None once the app ends.
-    async fn commit(&mut self, effect: &Effect, under_way: usize) -> Option<()> {
+    async fn commit(&mut self, effect: &Effect, writer: Writer) -> Option<()> {
         let now = self.runtime.now();
         let step = effect.step.to_owned();
         let input = match effect.what {
@@ -247,11 +261,12 @@ impl Instance {
             Ok(append) => append,
             Err(error) => {
                 let reason = format!("what happens cannot be recorded: {error}");
-                return self.tell_surely(Input::Broken { step: Some(step), reason }, under_way).await;
+                let broken = Input::Broken { step: Some(step), reason, interrupted: false };
+                return self.tell_surely(broken, writer).await;
             }
         };
         let ids: Vec<Uuid> = append.events.iter().map(|event| event.event_id).collect();
-        let row = self.row(&state, Writer::Owner { under_way }, now);
+        let row = self.row(&state, writer, now);
         let held = row.owner.is_some();
         let (written, call) = (Along { append, row }, self.call(effect)?);
         self.runtime.write_point().ok()?;
@@ -259,7 +274,8 @@ impl Instance {
         let command = match command {
             Ok(Ok(command)) => command,
             Ok(Err(reason)) => {
-                return self.tell_surely(Input::Broken { step: Some(step), reason }, under_way).await;
+                let broken = Input::Broken { step: Some(step), reason, interrupted: false };
+                return self.tell_surely(broken, writer).await;
             }
             Err(panic) => {
                 let panic = StepError::transient(panic);
@@ -281,6 +297,7 @@ impl Instance {
             }
             // The stream knows: if it was not written, it is decided again.
             Ok(Err(NotCommitted::Unknown)) => {
+                self.doubted = true;
                 sleep(PAUSE).await;
                 let _ = self.catch_up().await;
                 return Some(());
@@ -296,7 +313,7 @@ impl Instance {
             What::Undo => Input::UndoFailed { step, failure },
             _ => Input::Failed { step, key: effect.key, failure },
         };
-        self.tell_surely(input, under_way).await
+        self.tell_surely(input, writer).await
     }
 
     /// Gives it up until it is due; or not, if something has happened to it meanwhile.
