@@ -13,10 +13,11 @@ use std::{
 };
 
 use annals::{
-    App, Builder, By, Id, Recorded, RetryPolicy, Saga, SagaEvent, SagaFilter, SagaInstance, SagaState, StepError,
-    Steps,
+    App, Attention, Builder, By, Id, Payload, ReadStream, Recorded, RetryPolicy, Saga, SagaEvent, SagaFilter,
+    SagaInstance, SagaState, StepError, Steps, StreamId,
     testing::{TestDatabase, database},
 };
+use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -171,9 +172,14 @@ pub(crate) async fn builder(url: &str, world: &Arc<World>) -> Builder {
 
 impl Shop {
     pub(crate) async fn open() -> Self {
+        Self::told(|_| {}).await
+    }
+
+    /// One in which `tell` is told of what is stuck.
+    pub(crate) async fn told(tell: impl Fn(Attention) + Send + Sync + 'static) -> Self {
         let database = database().await;
         let world = Arc::new(World::default());
-        let app = builder(database.url(), &world).await.start().await.unwrap();
+        let app = builder(database.url(), &world).await.on_attention(tell).start().await.unwrap();
         app.execute::<Account>("stock", AccountCommand::Deposit(1_000_000)).await.unwrap();
         Self { app, world, _database: database }
     }
@@ -198,6 +204,13 @@ impl Shop {
     pub(crate) async fn history(&self, order: &str) -> Vec<SagaEvent> {
         let history = self.app.sagas().history("fulfilment", order).await.unwrap();
         history.into_iter().map(|recorded| recorded.event).collect()
+    }
+
+    /// What stands in a stream.
+    pub(crate) async fn events(&self, stream: &str) -> Vec<Recorded<Payload>> {
+        let (category, id) = stream.split_once('-').unwrap();
+        let stream = StreamId::of(category, id).unwrap();
+        self.app.store().read_stream(&stream, ReadStream::default()).try_collect().await.unwrap()
     }
 
     pub(crate) async fn stock(&self) -> i64 {

@@ -1,7 +1,8 @@
 //! Reactors, expectations, circuit breakers, and circles of all of them.
 
 use annals::{
-    Attention, CircuitBreaker, DeadLetters, Expectation, FailurePolicy, FollowerState, Reaction, Reactor, Target,
+    Attention, CircuitBreaker, DeadLetters, Expectation, FailurePolicy, FollowerState, Outcome, Reaction, Reactor,
+    Target,
 };
 
 use tokio::{sync::Semaphore, time::timeout};
@@ -271,10 +272,27 @@ async fn while_a_target_is_away_it_is_left_alone_and_all_go_on_when_it_is_back()
     eventually("it is seen to be closed", || async { one().await.is_some_and(|it| it.state == "closed") }).await;
 }
 
+/// Sends two letters about each order, through the gateway that payments go through.
+struct Letters(Arc<World>);
+
+impl Reactor for Letters {
+    const NAME: &'static str = "letters";
+    const TARGET: Option<Target> = Some(GATEWAY);
+    type Event = OrderEvent;
+
+    async fn react(&self, reaction: Reaction<OrderEvent>) -> Result<(), StepError> {
+        let order = reaction.event.stream.id();
+        self.0.call("bill", order, reaction.nth_key(0)).await?;
+        self.0.call("leaflet", order, reaction.nth_key(1)).await.map(drop)
+    }
+}
+
 #[tokio::test]
 async fn an_operator_has_nobody_called_and_everybody_again() {
     let (database, world) = (database().await, Arc::new(World::default()));
-    let app = orders(database.url()).await.saga(Paying(world.clone())).start().await.unwrap();
+    let builder = orders(database.url()).await.saga(Paying(world.clone())).reactor(Letters(world.clone()));
+    let app = builder.start().await.unwrap();
+    let letters = || async { app.store().followers().dead_letters(None, &DeadLetters::All, 9).await.unwrap() };
     let breakers = app.store().breakers();
     eventually("it is known", || async { !breakers.list().await.unwrap().is_empty() }).await;
     breakers.open("gateway", &by()).await.unwrap();
@@ -285,11 +303,87 @@ async fn an_operator_has_nobody_called_and_everybody_again() {
         instance(&app, "1").await.is_some_and(|it| it.waits_for.as_deref() == Some("gateway"))
     })
     .await;
-    assert_eq!(world.calls("pay", "all").0, 0);
+    assert_eq!((world.calls("pay", "all").0, world.calls("bill", "1").0), (0, 0));
     breakers.close("gateway", &by()).await.unwrap();
     eventually("it is paid", || async { app.sagas().summary().await.unwrap()["paying"].completed == 1 }).await;
+    // The reactor has waited, too: nothing of it has failed.
+    done(&world, "1", &[("bill", 1), ("leaflet", 1)]).await;
+    assert_ne!(world.keys("bill", "1"), world.keys("leaflet", "1"));
+    assert!(letters().await.is_empty());
     let refused = breakers.open("nobody", &by()).await.unwrap_err().to_string();
     assert!(refused.contains("no process that is alive calls \"nobody\""), "{refused}");
+}
+
+/// Pays at the same gateway, and has little time.
+struct Hurried(Arc<World>);
+
+impl Saga for Hurried {
+    const NAME: &'static str = "hurried";
+    type Event = OrderEvent;
+    type Input = ();
+
+    fn start(event: &Recorded<OrderEvent>) -> Option<(Id, ())> {
+        Paying::start(event)
+    }
+
+    fn steps(steps: Steps<Self>) -> Steps<Self> {
+        let pays = steps.step("pay", |cx| async move { cx.saga.0.call("pay", &cx.id, cx.key).await });
+        pays.calls(GATEWAY)
+            .retry(QUICK)
+            .timeout(Duration::from_millis(700))
+            .attempt_timeout(Duration::from_secs(2))
+            .end()
+    }
+}
+
+#[tokio::test]
+async fn a_no_never_opens_a_circuit_and_an_open_one_uses_up_time_and_no_attempts() {
+    let (database, world) = (database().await, Arc::new(World::default()));
+    let app = orders(database.url()).await.saga(Hurried(world.clone())).start().await.unwrap();
+    let breakers = app.store().breakers();
+    let state = || async { breakers.list().await.unwrap().first().map(|it| it.state.clone()) };
+    let compensated = |count: u64| {
+        let app = &app;
+        async move {
+            eventually("all are undone", || async {
+                app.sagas().summary().await.unwrap()["hurried"].compensated == count
+            })
+            .await;
+        }
+    };
+    for order in 0..30 {
+        world.answers("pay", &order.to_string(), &[Answer::Declined]);
+        app.execute::<Order>(order, place("ada", 1)).await.unwrap();
+    }
+    compensated(30).await;
+    assert_eq!(state().await.as_deref(), Some("closed"));
+
+    breakers.open("gateway", &by()).await.unwrap();
+    eventually("it is open", || async { state().await.as_deref() == Some("held open") }).await;
+    app.execute::<Order>("late", place("ada", 1)).await.unwrap();
+    compensated(31).await;
+    let late = instance(&app, "late").await.unwrap();
+    assert_eq!(late.reason.as_deref(), Some("pay did not succeed in its time"));
+    assert_eq!(world.calls("pay", "late").0, 0);
+}
+
+/// A worker thread that has nothing to do and does not see it would keep the app from ending.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_resolved_while_a_call_hangs_past_its_time_keeps_nobody_busy() {
+    let (database, world) = (database().await, Arc::new(World::default()));
+    let app = orders(database.url()).await.saga(Hurried(world.clone())).start().await.unwrap();
+    world.answers("pay", "1", &[Answer::Hangs]);
+    app.execute::<Order>("1", place("ada", 1)).await.unwrap();
+    let is = |state: SagaState| {
+        let app = &app;
+        async move { instance(app, "1").await.is_some_and(|it| it.state == state) }
+    };
+    eventually("its time is over", || is(SagaState::Undoing)).await;
+    app.sagas().resolve("hurried", "1", Outcome::Compensated, &by()).await.unwrap();
+    let is_free = || async { instance(&app, "1").await.is_some_and(|it| it.owner.is_none()) };
+    eventually("nobody runs it", is_free).await;
+    assert!(is(SagaState::Compensated).await);
+    timeout(LONG, app.shutdown()).await.unwrap();
 }
 
 /// Calls somebody who takes one call at a time.
@@ -331,6 +425,41 @@ async fn a_call_that_waits_for_its_turn_is_not_made_once_its_saga_is_called_off(
     eventually("the first one is done", || async { world.done("1") == [("call".into(), 1)].into() }).await;
 }
 
+#[tokio::test]
+async fn what_was_under_way_when_a_history_could_not_be_read_any_more_may_have_happened() {
+    let (database, world) = (database().await, Arc::new(World::default()));
+    let app = orders(database.url()).await.saga(Queueing(world.clone())).start().await.unwrap();
+    world.answers("call", "1", &[Answer::Hangs]);
+    app.execute::<Order>("1", place("ada", 1)).await.unwrap();
+    eventually("it calls", || async { world.calls("call", "1").0 == 1 }).await;
+    // As a newer build writes it, of which this one knows nothing.
+    let pool = sqlx::PgPool::connect(database.url()).await.unwrap();
+    let planted = "insert into annals.events (version, event_id, correlation_id, stream, event_type, payload)
+                   select max(version) + 1, gen_random_uuid(), gen_random_uuid(), stream, 'SagaDreamed', '{}'
+                   from annals.events where stream = '$queueing-1' group by stream";
+    sqlx::query(planted).execute(&pool).await.unwrap();
+    let is_stuck = || async { instance(&app, "1").await.is_some_and(|it| it.state == SagaState::Stuck) };
+    eventually("it is stuck", is_stuck).await;
+    let reason = instance(&app, "1").await.unwrap().reason.unwrap();
+    assert!(reason.starts_with("its history cannot be read by this build"), "{reason}");
+    // Who cannot read it does not have it go on, either.
+    let refused = app.sagas().retry("queueing", "1", &by()).await.unwrap_err().to_string();
+    assert!(refused.contains("its history cannot be read by this build"), "{refused}");
+    assert!(is_stuck().await);
+
+    // As if it were read by one that can.
+    let known = r#"alter table annals.events disable trigger user;
+        update annals.events set event_type = 'SagaRetried', payload = '{"reason":"a dream"}' where event_type = 'SagaDreamed';
+        alter table annals.events enable trigger user"#;
+    sqlx::raw_sql(known).execute(&pool).await.unwrap();
+    app.sagas().retry("queueing", "1", &by()).await.unwrap();
+    eventually("it ends", || async { app.sagas().summary().await.unwrap()["queueing"].completed == 1 }).await;
+    assert_eq!(world.calls("call", "1"), (2, 1));
+    let history = app.sagas().history("queueing", "1").await.unwrap();
+    let is_unknown = |event: &SagaEvent| matches!(event, SagaEvent::StepFailed { unknown: true, error, .. } if error.contains("has ended"));
+    assert!(history.iter().any(|recorded| is_unknown(&recorded.event)), "{history:#?}");
+}
+
 /// All of its steps at once, or so it seems.
 struct Nested;
 
@@ -361,7 +490,7 @@ async fn what_does_not_fit_together_is_refused_at_the_start() {
     assert!(refused.contains("at_once() in the steps of nested is said within another"), "{refused}");
 }
 
-/// Begins again whenever it has ended: each of its orders leads to another.
+/// Begins again whenever the reactor beside it has reacted: each of its orders leads to another.
 struct Circle;
 
 impl Saga for Circle {
@@ -370,7 +499,7 @@ impl Saga for Circle {
     type Input = u32;
 
     fn start(event: &Recorded<OrderEvent>) -> Option<(Id, u32)> {
-        let nth = event.stream.id().parse::<u32>().ok()?;
+        let nth = event.stream.id().parse::<u32>().ok().filter(|nth| nth % 2 == 1)?;
         matches!(event.event, OrderEvent::Placed { .. }).then(|| (nth.into(), nth))
     }
 
@@ -379,19 +508,32 @@ impl Saga for Circle {
     }
 }
 
+impl Reactor for Circle {
+    const NAME: &'static str = "circle_back";
+    type Event = OrderEvent;
+
+    async fn react(&self, reaction: Reaction<OrderEvent>) -> Result<(), StepError> {
+        let nth = reaction.event.stream.id().parse::<u32>().map_err(StepError::business)?;
+        if nth.is_multiple_of(2) {
+            reaction.execute::<Order>(nth + 1, place("ada", 1)).await?;
+        }
+        Ok(())
+    }
+}
+
 #[tokio::test]
-async fn a_saga_that_starts_itself_in_a_circle_is_bounded_and_reported() {
+async fn a_circle_of_saga_command_and_reactor_is_bounded_and_reported() {
     let database = database().await;
-    let app = orders(database.url()).await.saga(Circle).start().await.unwrap();
+    let app = orders(database.url()).await.saga(Circle).reactor(Circle).start().await.unwrap();
     app.execute::<Order>("1", place("ada", 1)).await.unwrap();
     let followers = app.store().followers();
-    let parked = || async { followers.dead_letters(Some("circle"), &DeadLetters::All, 10).await.unwrap() };
+    let parked = || async { followers.dead_letters(None, &DeadLetters::All, 10).await.unwrap() };
     eventually("it is parked", || async { !parked().await.is_empty() }).await;
     let letter = parked().await.remove(0);
     let error = letter.error.unwrap();
     assert!(error.contains("more than 32 events led to this one, each by itself"), "{error}");
-    assert!(error.contains("order Placed > $circle SagaStarted > order Placed"), "{error}");
+    assert!(error.contains("order Placed > $circle SagaStarted > order Placed > order Placed"), "{error}");
     let begun = app.sagas().summary().await.unwrap()["circle"].completed;
-    assert!((10..=33).contains(&begun), "{begun}");
-    assert_eq!(app.followers()[0].state, FollowerState::Running);
+    assert!((6..=17).contains(&begun), "{begun}");
+    assert!(app.followers().iter().all(|it| it.state == FollowerState::Running));
 }

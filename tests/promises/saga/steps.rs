@@ -1,12 +1,27 @@
 //! What becomes of an instance, whatever its steps do.
 
+use annals::Options;
+
 use super::*;
+use crate::app::place;
 
 #[tokio::test]
 async fn an_order_goes_through_all_its_steps_and_each_takes_effect_once() {
     let shop = Shop::open().await;
-    shop.place("1").await;
+    let correlation = Uuid::now_v7();
+    let options = Options { correlation_id: Some(correlation), ..Options::default() };
+    shop.app.execute_with::<Order>("1", place("ada", 100), options).await.unwrap();
     shop.is("1", SagaState::Completed).await;
+
+    // Who asks for one request's correlation finds all that it led to; and each says what it came from.
+    let began = &shop.app.sagas().history("fulfilment", "1").await.unwrap()[0];
+    let [order, stock] = [shop.events("order-1").await, shop.events("account-stock").await];
+    let (confirmed, paid) = (&order.last().unwrap().metadata, &stock.last().unwrap().metadata);
+    assert_eq!(began.metadata.causation_id, Some(order[0].event_id));
+    assert_eq!([confirmed.causation_id, paid.causation_id], [Some(began.event_id); 2]);
+    assert_eq!([began.metadata.correlation_id, confirmed.correlation_id, paid.correlation_id], [Some(correlation); 3]);
+    let same = SagaFilter { correlation_id: Some(correlation), ..SagaFilter::default() };
+    assert_eq!(shop.app.sagas().list(&same, 9).await.unwrap().len(), 1);
 
     assert_eq!(shop.world.done("1"), [("pay".into(), 1), ("ship".into(), 1)].into());
     assert_eq!(shop.stock().await, 1_000_000 - 100);
@@ -58,6 +73,13 @@ async fn a_declined_payment_undoes_what_was_done_before_it() {
         kinds[4..],
         ["StepFailed pay", "UndoBegan", "UndoStarted reserve", "StepUndone reserve", "SagaCompensated"]
     );
+
+    // One who is away for longer than all attempts has not been paid, either.
+    shop.world.answers("pay", "2", &[Answer::Down; 4]);
+    shop.place("2").await;
+    let instance = shop.is("2", SagaState::Compensated).await;
+    assert_eq!((instance.reason.as_deref(), shop.world.calls("pay", "2")), (Some("pay: down"), (4, 1)));
+    assert_eq!((shop.world.done("2"), shop.stock().await), (BTreeMap::new(), 1_000_000));
 }
 
 #[tokio::test]
@@ -86,10 +108,12 @@ async fn what_fails_for_a_while_or_loses_its_answer_is_done_once_under_one_key()
 
 #[tokio::test]
 async fn an_undo_that_always_fails_is_stuck_until_an_operator_helps() {
-    let shop = Shop::open().await;
+    let told = Arc::new(Mutex::new(vec![]));
+    let hears = told.clone();
+    let shop = Shop::told(move |attention| hears.lock().unwrap().push(attention.id.to_string())).await;
     for order in ["1", "2"] {
         shop.world.answers("ship", order, &[Answer::Declined]);
-        shop.world.answers("refund", order, &[Answer::Down, Answer::Down, Answer::Down, Answer::Down]);
+        shop.world.answers("refund", order, &[Answer::Down; 8]);
         shop.place(order).await;
     }
     for order in ["1", "2"] {
@@ -106,6 +130,14 @@ async fn an_undo_that_always_fails_is_stuck_until_an_operator_helps() {
     let counts = sagas.summary().await.unwrap()["fulfilment"];
     assert_eq!((counts.stuck, counts.running, counts.completed, counts.compensated), (2, 0, 0, 0));
 
+    // Somebody is told of each, once; of what is stuck again, again.
+    eventually("of both", || async { told.lock().unwrap().len() == 2 }).await;
+    sagas.retry("fulfilment", "1", &by()).await.unwrap();
+    eventually("once more", || async { told.lock().unwrap().len() == 3 }).await;
+    let mut all = told.lock().unwrap().clone();
+    all.sort();
+    assert_eq!(all, ["1", "1", "2"]);
+    shop.is("1", SagaState::Stuck).await;
     sagas.retry("fulfilment", "1", &by()).await.unwrap();
     sagas.skip("fulfilment", "2", "pay", &by()).await.unwrap();
     shop.is("1", SagaState::Compensated).await;
