@@ -320,7 +320,9 @@ impl State {
                 self.received.push(*position);
             }
             SagaEvent::EventRefused { step, position, reason } => {
-                self.step_mut(step).kept = Some(Err(reason.clone()));
+                // What has come is not taken back by what says that it will not.
+                let kept = &mut self.step_mut(step).kept;
+                *kept = kept.take().filter(Result::is_ok).or_else(|| Some(Err(reason.clone())));
                 self.received.push(*position);
             }
             SagaEvent::UndoBegan { reason, abandoned, .. } => {

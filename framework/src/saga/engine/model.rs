@@ -1,6 +1,6 @@
 //! The state machine beside a model of the world: whatever happens, in whatever order.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
@@ -11,7 +11,10 @@ use super::{
     tests::{MINUTE, Trip},
     wakes_at,
 };
-use crate::{FailureKind, SagaEvent, Steps, saga::state::later};
+use crate::{
+    FailureKind, SagaEvent, Steps,
+    saga::state::{StepState, later},
+};
 
 fn failure() -> impl Strategy<Value = Failure> {
     let kind = prop_oneof![Just(FailureKind::Business), Just(FailureKind::Transient), Just(FailureKind::Unknown)];
@@ -35,6 +38,7 @@ enum Chance {
     Denied,
     Declined,
     NeverTried,
+    Unreadable,
 }
 
 fn chance() -> impl Strategy<Value = Chance> {
@@ -53,15 +57,29 @@ fn chance() -> impl Strategy<Value = Chance> {
         1 => Just(Chance::Denied),
         1 => Just(Chance::Declined),
         2 => Just(Chance::NeverTried),
+        1 => Just(Chance::Unreadable),
     ]
 }
 
-/// The world outside: what each step really did there.
-#[derive(Default)]
+/// The world outside: under which of its keys each step really happened there, whatever the saga was told. It answers truly, or not.
+#[derive(Debug, Default)]
 struct World {
-    hotel: bool,
-    flight: bool,
-    payment: bool,
+    happened: BTreeSet<(String, u32)>,
+}
+
+impl World {
+    fn has(&self, step: &str, key: u32) -> bool {
+        self.happened.contains(&(step.to_owned(), key))
+    }
+
+    fn does(&mut self, step: &str, key: u32) {
+        self.happened.insert((step.to_owned(), key));
+    }
+
+    /// How often `step` has happened and is not undone.
+    fn times(&self, step: &str) -> usize {
+        self.happened.iter().filter(|(own, _)| own == step).count()
+    }
 }
 
 proptest! {
@@ -73,6 +91,7 @@ proptest! {
         let mut history: Vec<(SagaEvent, DateTime<Utc>)> = vec![];
         let mut state = State::default();
         let mut skipped = false;
+        let mut world = World::default();
         let mut inputs = vec![Input::Start { definition: 1, input: json!(3) }];
         let names: Vec<&str> = plan.steps().map(|step| step.name).collect();
         for (chance, index) in chances {
@@ -81,30 +100,66 @@ proptest! {
             let step = at.as_ref().map(|at| at.step.to_owned());
             let key = |name: &str| state.step(name).map_or(0, |step| step.dead_keys);
             let output = |name: &str| match name { "hotel" => json!(3), "flight" => json!("F1"), "payment" => json!(500), _ => Value::Null };
+            let coin = index.index(2) == 0;
             let input = match (chance, at.map(|at| at.what), step) {
-                (Chance::Succeeds, Some(What::Undo), Some(step)) => Input::Undone { step },
-                (Chance::Succeeds, Some(_), Some(step)) => Input::Succeeded { key: key(&step), output: output(&step), step },
+                (Chance::Succeeds, Some(What::Undo), Some(step)) => {
+                    world.happened.retain(|(own, _)| *own != step);
+                    Input::Undone { step }
+                }
+                (Chance::Succeeds, Some(What::Run), Some(step)) => {
+                    world.does(&step, key(&step));
+                    Input::Succeeded { key: key(&step), output: output(&step), step }
+                }
+                (Chance::Succeeds, Some(What::Ask), Some(step)) if world.has(&step, key(&step)) => {
+                    Input::Succeeded { key: key(&step), output: output(&step), step }
+                }
                 (Chance::Fails(failure), Some(What::Undo), Some(step)) => Input::UndoFailed { step, failure },
                 (Chance::Fails(failure), Some(What::Ask), Some(step)) => Input::NotAnswered { key: key(&step), step, failure },
-                (Chance::Fails(failure), Some(What::Run), Some(step)) => Input::Failed { key: key(&step), step, failure },
-                (Chance::NotDone, Some(What::Ask), Some(step)) => Input::NotDone { key: key(&step), step },
+                // Whoever has done it does not say no when it is repeated under the same key.
+                (Chance::Fails(failure), Some(What::Run), Some(step))
+                    if failure.kind != FailureKind::Business || !world.has(&step, key(&step)) =>
+                {
+                    if failure.kind == FailureKind::Unknown && coin {
+                        world.does(&step, key(&step));
+                    }
+                    Input::Failed { key: key(&step), step, failure }
+                }
+                (Chance::NotDone, Some(What::Ask), Some(step)) if !world.has(&step, key(&step)) => {
+                    Input::NotDone { key: key(&step), step }
+                }
                 (Chance::NotSeen, Some(What::Ask), Some(step)) => Input::NotSeen { key: key(&step), step },
-                (Chance::Late(nth), ..) if names[nth] != "payment" && names[nth] != "pause" =>
-                    Input::Succeeded { key: key(names[nth]), step: names[nth].into(), output: output(names[nth]) },
-                (Chance::Paid, ..) => Input::Event {
-                    position: crate::Position::new(7), outputs: vec![("payment".into(), Ok(json!(500)))],
-                },
+                (Chance::Late(nth), ..) if names[nth] != "payment" && names[nth] != "pause" => {
+                    let open = |step: &StepState| step.is_open() || matches!(step.progress, Progress::Failed | Progress::Skipped);
+                    if state.step(names[nth]).is_some_and(open) {
+                        world.does(names[nth], key(names[nth]));
+                    }
+                    Input::Succeeded { key: key(names[nth]), step: names[nth].into(), output: output(names[nth]) }
+                }
+                (Chance::Paid, ..) => {
+                    if !state.has_received(crate::Position::new(7)) {
+                        world.does("payment", 0);
+                    }
+                    Input::Event { position: crate::Position::new(7), outputs: vec![("payment".into(), Ok(json!(500)))] }
+                }
                 (Chance::Declined, ..) => Input::Event {
                     position: crate::Position::new(8), outputs: vec![("payment".into(), Err("no cover".into()))],
                 },
-                (Chance::Denied, ..) => Input::Denied {
-                    step: state.steps.iter().find(|step| step.unknown > 0).map(|step| step.name.clone()).unwrap_or_default(),
-                    reason: "they know nothing of it".into(),
-                    is_run: false,
-                },
+                (Chance::Denied, ..) => {
+                    let doubted = |step: &&StepState| step.unknown > 0 && !world.has(&step.name, step.dead_keys);
+                    let step = state.steps.iter().find(doubted).map(|step| step.name.clone()).unwrap_or_default();
+                    Input::Denied { step, reason: "they know nothing of it".into(), is_run: false }
+                }
                 (Chance::NeverTried, Some(What::Run), Some(step)) => Input::NeverTried { step },
                 (Chance::Passes(seconds), ..) => { now = later(now, Duration::from_secs(seconds)); Input::Tick }
-                (Chance::Interrupted, ..) => Input::Interrupted,
+                (Chance::Interrupted, ..) => {
+                    // What was under way may have got through.
+                    doing.iter().filter(|effect| coin && effect.what == What::Run).for_each(|it| world.does(it.step, it.key));
+                    Input::Interrupted
+                }
+                (Chance::Unreadable, ..) => {
+                    doing.iter().filter(|effect| coin && effect.what == What::Run).for_each(|it| world.does(it.step, it.key));
+                    Input::Broken { step: None, reason: "a dream".into(), interrupted: true }
+                }
                 (Chance::Cancelled, ..) => Input::Cancel { reason: "no".into() },
                 (Chance::Retried, ..) => Input::Retry { reason: "again".into() },
                 (Chance::Skipped, _, Some(step)) => Input::Skip { step, reason: "by hand".into(), is_run: false },
@@ -136,24 +191,14 @@ proptest! {
             let goes_on = !effects(&plan, &state, now).is_empty() || wakes_at(&plan, &state, now).is_some();
             let is_stuck = matches!(state.phase, Phase::Stuck { .. });
             prop_assert!(state.has_ended() || is_stuck || goes_on, "{:?}", state);
-            // What ended undone has nothing left that happened; an operator may have said otherwise.
+            // Nothing happens twice, and what ended undone has nothing left that happened; an operator may have said otherwise.
+            prop_assert!(names.iter().all(|step| world.times(step) <= 1), "{world:?}");
             if state.phase == Phase::Compensated && !skipped {
-                let mut world = World::default();
-                for (event, _) in &history {
-                    let (step, is_done) = match event {
-                        SagaEvent::StepCompleted { step, .. } => (step, true),
-                        SagaEvent::StepUndone { step } => (step, false),
-                        _ => continue,
-                    };
-                    match &**step {
-                        "hotel" => world.hotel = is_done,
-                        "flight" => world.flight = is_done,
-                        "payment" => world.payment = is_done,
-                        _ => {}
-                    }
-                }
-                prop_assert!(!world.hotel && !world.flight && !world.payment);
+                prop_assert!(["hotel", "flight", "payment"].iter().all(|step| world.times(step) == 0), "{world:?} {history:#?}");
                 prop_assert!(state.steps.iter().all(|step| step.unknown == 0), "{:?}", state);
+            }
+            if state.phase == Phase::Completed && !skipped {
+                prop_assert!(["hotel", "flight", "payment"].iter().all(|step| world.times(step) == 1), "{world:?} {history:#?}");
             }
         }
     }
