@@ -88,11 +88,10 @@ proptest! {
     fn whatever_happens_it_ends_goes_on_or_is_stuck(chances in prop::collection::vec((chance(), any::<prop::sample::Index>()), 1..60)) {
         let plan = Steps::<Trip>::of_saga().plan;
         let mut now = DateTime::UNIX_EPOCH;
-        let mut history: Vec<(SagaEvent, DateTime<Utc>)> = vec![];
-        let mut state = State::default();
-        let mut skipped = false;
-        let mut world = World::default();
-        let mut inputs = vec![Input::Start { definition: 1, input: json!(3) }];
+        let start = Input::Start { definition: 1, input: json!(3) };
+        let (begun, mut state) = decide(&plan, &State::default(), start, now).unwrap();
+        let mut history: Vec<(SagaEvent, DateTime<Utc>)> = begun.into_iter().map(|event| (event, now)).collect();
+        let (mut skipped, mut world) = (false, World::default());
         let names: Vec<&str> = plan.steps().map(|step| step.name).collect();
         for (chance, index) in chances {
             let doing = effects(&plan, &state, now);
@@ -101,7 +100,7 @@ proptest! {
             let key = |name: &str| state.step(name).map_or(0, |step| step.dead_keys);
             let output = |name: &str| match name { "hotel" => json!(3), "flight" => json!("F1"), "payment" => json!(500), _ => Value::Null };
             let coin = index.index(2) == 0;
-            let input = match (chance, at.map(|at| at.what), step) {
+            let input = match (chance.clone(), at.map(|at| at.what), step) {
                 (Chance::Succeeds, Some(What::Undo), Some(step)) => {
                     world.happened.retain(|(own, _)| *own != step);
                     Input::Undone { step }
@@ -151,24 +150,22 @@ proptest! {
                 }
                 (Chance::NeverTried, Some(What::Run), Some(step)) => Input::NeverTried { step },
                 (Chance::Passes(seconds), ..) => { now = later(now, Duration::from_secs(seconds)); Input::Tick }
-                (Chance::Interrupted, ..) => {
+                (Chance::Interrupted | Chance::Unreadable, ..) => {
                     // What was under way may have got through.
-                    doing.iter().filter(|effect| coin && effect.what == What::Run).for_each(|it| world.does(it.step, it.key));
-                    Input::Interrupted
-                }
-                (Chance::Unreadable, ..) => {
-                    doing.iter().filter(|effect| coin && effect.what == What::Run).for_each(|it| world.does(it.step, it.key));
-                    Input::Broken { step: None, reason: "a dream".into(), interrupted: true }
+                    let begun = |step: &&StepState| coin && step.may_be_under_way(now) && !["payment", "pause"].contains(&&*step.name);
+                    state.steps.iter().filter(begun).for_each(|step| world.does(&step.name, step.dead_keys));
+                    match matches!(chance, Chance::Interrupted) {
+                        true => Input::Interrupted,
+                        false => Input::Broken { step: None, reason: "a dream".into(), interrupted: true },
+                    }
                 }
                 (Chance::Cancelled, ..) => Input::Cancel { reason: "no".into() },
                 (Chance::Retried, ..) => Input::Retry { reason: "again".into() },
                 (Chance::Skipped, _, Some(step)) => Input::Skip { step, reason: "by hand".into(), is_run: false },
                 _ => Input::Tick,
             };
-            inputs.push(input);
-            for input in inputs.drain(..) {
-                let is_skip = matches!(input, Input::Skip { .. });
-                let Ok((events, decided)) = decide(&plan, &state, input, now) else { continue };
+            let is_skip = matches!(input, Input::Skip { .. });
+            if let Ok((events, decided)) = decide(&plan, &state, input, now) {
                 skipped |= is_skip;
                 for event in events {
                     let was = state.clone();
