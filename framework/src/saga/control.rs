@@ -357,13 +357,13 @@ impl Sagas {
         Ok(instance)
     }
 
-    /// Whether a process runs an instance.
+    /// Whether a process runs an instance, or ran it when it was lost, which nobody has told it yet.
     async fn is_run(&self, saga: &str, id: &Id) -> Result<bool, StoreError> {
         let store = &self.runtime.store;
         let stream = StreamId::of_saga(saga, id)?;
         let asking = store.inner.sql.read_saga.query().bind(stream.as_str());
         let row = store.inner.reads.optional("read who runs a saga", asking).await?;
-        Ok(row.is_some_and(|row| row.get::<Option<Uuid>, _>(0).is_some()))
+        Ok(row.is_some_and(|row| row.get::<Option<Uuid>, _>(0).is_some() || row.get::<bool, _>(3)))
     }
 
     async fn tell(&self, saga: &str, id: impl Into<Id>, input: Input, by: &By) -> Result<(), StoreError> {

@@ -195,7 +195,8 @@ pub(crate) fn effects(plan: &Plan, state: &State, now: DateTime<Utc>) -> Vec<Eff
         };
         Some(Effect { step: planned.name, what, attempt: step.attempts + 1, key: step.dead_keys })
     };
-    state.current().filter(|step| is_due(step) && lives(step)).filter_map(effect).collect()
+    let known = |step: &&StepState| !(step.interrupted && leaves_doubt(plan, step));
+    state.current().filter(known).filter(|step| is_due(step) && lives(step)).filter_map(effect).collect()
 }
 
 /// When there will be something to do, or is over, that nothing but time brings. What is due by `now` is an effect.
@@ -204,6 +205,10 @@ pub(crate) fn wakes_at(plan: &Plan, state: &State, now: DateTime<Utc>) -> Option
         return None;
     }
     let wakes = |step: &StepState| {
+        // That it is at a step which is not there, or may have been under way, is to be told at once.
+        if plan.step(&step.name).is_none() || (step.interrupted && leaves_doubt(plan, step)) {
+            return Some(now);
+        }
         let lives = plan.step(&step.name).and_then(|planned| lives_until(planned, step));
         let deadline = (state.phase == Phase::Forward && step.is_open() && !step.timed_out).then_some(step.deadline_at);
         let waits = plan.step(&step.name).is_some_and(|planned| matches!(planned.kind, Kind::Wait { .. }));
@@ -226,6 +231,16 @@ fn lives_until(planned: &Planned, step: &StepState) -> Option<DateTime<Utc>> {
     };
     // Who had it tried again has looked.
     (repeats && step.unknown > 0 && !step.retried).then(|| later(step.key_since, life))
+}
+
+/// Whether nobody knows what became of an attempt that nobody has told the end of. A command that commits with its step did, or did
+/// nothing.
+fn leaves_doubt(plan: &Plan, step: &StepState) -> bool {
+    let undoing = matches!(step.progress, Progress::Undoing | Progress::UndoWaiting);
+    plan.step(&step.name).is_some_and(|planned| match undoing {
+        true => !planned.undo_commits,
+        false => !matches!(planned.kind, Kind::Command | Kind::Wait { .. }),
+    })
 }
 
 /// Why an operator's word is not taken now.
@@ -281,10 +296,14 @@ impl<'p> Turn<'p> {
             Input::Failed { .. } | Input::NotDone { .. } | Input::NotSeen { .. } | Input::NotAnswered { .. } => {}
             Input::Denied { step, reason, is_run } => self.denied(step, &reason, is_run)?,
             Input::NeverTried { step } => {
-                if !self.state.step(&step).is_some_and(|step| self.state.is_over(step, self.now)) {
+                let Some(over) = self.state.step(&step).filter(|step| self.state.is_over(step, self.now)) else {
                     return Ok(());
-                }
-                self.failed(&step, Failure::transient("it was given up before it was tried".into()), None, true);
+                };
+                let error = match &over.last_error {
+                    Some(error) => format!("it was given up before its next attempt: {error}"),
+                    None => "it was given up before it was tried".into(),
+                };
+                self.failed(&step, Failure::transient(error), None, true);
             }
             Input::Undone { step } => {
                 let progress = self.state.step(&step).map(|step| step.progress);
@@ -361,7 +380,7 @@ impl<'p> Turn<'p> {
                 self.emit(SagaEvent::StepSkipped { step, reason });
             }
             Input::Cancel { reason } => match self.state.phase {
-                Phase::Forward | Phase::Stuck { undoing: false, .. } if !self.has_done_all() => {
+                Phase::Forward | Phase::Stuck { undoing: false, .. } if !self.state.done => {
                     self.emit(SagaEvent::SagaCancelled { reason: reason.clone() });
                     self.begin_undo(None, reason);
                 }
@@ -634,8 +653,9 @@ impl<'p> Turn<'p> {
             .map(|step| (step.name.clone(), step.may_be_under_way(self.now) || step.unknown > 0))
             .collect();
         for (step, open) in over {
-            let kind = self.plan.step(&step).map(|planned| &planned.kind);
-            let Some(Kind::Wait { in_vain, .. }) = kind else {
+            // Of one that this build does not have, nobody says what its time means.
+            let Some(planned) = self.plan.step(&step) else { continue };
+            let Kind::Wait { in_vain, .. } = &planned.kind else {
                 self.emit(SagaEvent::StepTimedOut { step, under_way: open });
                 continue;
             };
@@ -668,25 +688,16 @@ impl<'p> Turn<'p> {
             // For a build that has them.
             self.interrupted = true;
             self.stuck(Some(step), self.is_gone(step));
+            self.interrupted = false;
         }
         for step in known {
             self.is_interrupted(&step);
         }
     }
 
-    /// Whether nobody knows what became of an attempt that nobody has told the end of. A command that commits with its step did, or did
-    /// nothing.
-    fn leaves_doubt(&self, step: &StepState) -> bool {
-        let undoing = matches!(step.progress, Progress::Undoing | Progress::UndoWaiting);
-        self.plan.step(&step.name).is_some_and(|planned| match undoing {
-            true => !planned.undo_commits,
-            false => !matches!(planned.kind, Kind::Command | Kind::Wait { .. }),
-        })
-    }
-
     /// An attempt of `name`, or of its undo, was under way, and who ran it is gone.
     fn is_interrupted(&mut self, name: &str) {
-        let Some(step) = self.state.step(name).filter(|step| self.leaves_doubt(step)) else { return };
+        let Some(step) = self.state.step(name).filter(|step| leaves_doubt(self.plan, step)) else { return };
         let error = "the process that ran it has ended".into();
         let failure = Failure { kind: FailureKind::Unknown, error, retry_after: None, is_final: false };
         match step.progress {

@@ -189,6 +189,7 @@ impl Instance {
     /// The same, until the store takes it; none once the app ends.
     async fn tell_surely(&mut self, input: Input, writer: Writer) -> Option<()> {
         loop {
+            let before = self.version;
             match self.tell(input.clone(), writer, &Cause::default()).await {
                 Ok(_) => return Some(()),
                 Err(StoreError::Closed) => return None,
@@ -203,6 +204,10 @@ impl Instance {
                     return Box::pin(self.tell_surely(plain, writer)).await;
                 }
                 Err(StoreError::Unfit(reason)) if self.broken.is_some() => {
+                    // Whoever runs it by now has been told that it was interrupted.
+                    if writer == Writer::Other {
+                        return Some(());
+                    }
                     // What it was to be told is lost with that; not that there was something.
                     let broken = Input::Broken { step: None, reason, interrupted: true };
                     return Box::pin(self.tell_surely(broken, writer)).await;
@@ -213,7 +218,8 @@ impl Instance {
                     // It may have been written after all; and it may be somebody else's by now, who has gone on.
                     self.doubted = true;
                     let _ = self.catch_up().await;
-                    if matches!(input, Input::NeverTried { .. } | Input::Tick) {
+                    let is_past = matches!(input, Input::Interrupted) && self.version != before;
+                    if is_past || matches!(input, Input::NeverTried { .. } | Input::Tick) {
                         return Some(());
                     }
                 }

@@ -143,6 +143,8 @@ pub(crate) struct State {
     pub(crate) cancelled: Option<String>,
     /// What somebody has to see to, whatever becomes of the steps meanwhile.
     unsettled: Option<String>,
+    /// Whether it has completed, whatever has come since.
+    pub(crate) done: bool,
     /// The events that it was given.
     received: Vec<Position>,
 }
@@ -159,6 +161,7 @@ impl Default for State {
             reason: String::new(),
             cancelled: None,
             unsettled: None,
+            done: false,
             received: vec![],
         }
     }
@@ -232,6 +235,7 @@ impl State {
         self.phase = match (&self.unsettled, undoing) {
             (Some(reason), _) => Phase::Stuck { undoing, step: None, reason: reason.clone() },
             (None, true) => Phase::Undoing,
+            (None, false) if self.done => Phase::Completed,
             (None, false) => Phase::Forward,
         };
     }
@@ -356,7 +360,12 @@ impl State {
                     Phase::Stuck { undoing, .. } => *undoing,
                     phase => matches!(phase, Phase::Undoing | Phase::Compensated),
                 };
-                let reason = match &self.unsettled {
+                // What was told before stays told: of a step until that is settled, otherwise until somebody has seen to it.
+                let known = self.unsettled.as_ref().or(match &self.phase {
+                    Phase::Stuck { reason, .. } if step.is_none() => Some(reason),
+                    _ => None,
+                });
+                let reason = match known {
                     Some(known) if known.contains(reason) => known.clone(),
                     Some(known) => format!("{known}; and {reason}"),
                     None => reason.clone(),
@@ -370,13 +379,17 @@ impl State {
                 }
             }
             SagaEvent::SagaRetried { .. } => {
+                let stuck_at = match &self.phase {
+                    Phase::Stuck { step, .. } => step.clone(),
+                    _ => None,
+                };
                 for step in &mut self.steps {
                     if matches!(step.progress, Progress::Waiting | Progress::UndoWaiting) {
                         (step.attempts, step.next_at, step.not_seen) = (0, Some(at), false);
                         step.unknown = step.unknown.min(1);
                     }
                     // Who has it undone again has looked: its key counts as new.
-                    if step.progress == Progress::UndoWaiting {
+                    if step.progress == Progress::UndoWaiting && stuck_at.as_deref() == Some(&*step.name) {
                         (step.key_since, step.retried) = (at, true);
                     }
                     // It has its time anew.
@@ -399,7 +412,7 @@ impl State {
                 self.phase = Phase::Resolved(*outcome);
                 self.reason = format!("resolved by an operator: {reason}");
             }
-            SagaEvent::SagaCompleted => self.phase = Phase::Completed,
+            SagaEvent::SagaCompleted => (self.phase, self.done) = (Phase::Completed, true),
             SagaEvent::SagaCompensated { .. } => self.phase = Phase::Compensated,
         }
     }

@@ -2,5 +2,5 @@
 --
 --   $1 stream  text
 --
--- Returns (owner uuid, state text, step text); no row if there is no such instance.
-select owner, state, step from annals.sagas where stream = $1
+-- Returns (owner uuid, state text, step text, interrupted boolean); no row if there is no such instance.
+select owner, state, step, interrupted from annals.sagas where stream = $1

@@ -119,12 +119,16 @@ impl<S: Saga> GivenSaga<S> {
 
     #[track_caller]
     fn tell(&mut self, input: Input) {
+        let was_stuck = matches!(self.state.phase, Phase::Stuck { .. });
         match decide(&self.steps.plan, &self.state, input, self.now) {
             Ok(told) => self.record(told),
             Err(refused) => panic!("the saga refuses: {refused}"),
         }
-        // Whose next attempt was not due when it was called off has none under way: whoever runs it gives it up.
-        let is_over = |step: &&StepState| step.is_open() && step.unknown == 0 && !step.may_be_under_way(self.now);
+        // Whose next attempt was not due when it was called off has none under way, nor has who was stuck: whoever runs it gives it up.
+        let is_over = |step: &&StepState| {
+            let waits = step.progress == Progress::Waiting && step.unknown == 0;
+            waits && (was_stuck || !step.may_be_under_way(self.now))
+        };
         let over = self.state.current().find(is_over).map(|step| step.name.clone());
         if let Some(step) = over.filter(|_| self.state.phase == Phase::Undoing) {
             self.tell(Input::NeverTried { step });

@@ -8,7 +8,7 @@ impl<'p> Turn<'p> {
         loop {
             let goes_on = matches!(self.state.phase, Phase::Forward | Phase::Undoing);
             // What a build could not record that had no step of that name, or could not read it.
-            let interrupted = |step: &&StepState| step.interrupted && self.leaves_doubt(step);
+            let interrupted = |step: &&StepState| step.interrupted && leaves_doubt(self.plan, step);
             let interrupted = self.state.current().find(interrupted).map(|step| step.name.clone());
             if let Some(step) = interrupted.filter(|_| goes_on) {
                 self.is_interrupted(&step);
@@ -176,11 +176,6 @@ impl<'p> Turn<'p> {
              skip it, once it is known what became of it",
             self.state.definition
         )
-    }
-
-    /// Whether it has nothing left to do. Before it completes, it always has.
-    pub(super) fn has_done_all(&self) -> bool {
-        self.state.current().next().is_none() && self.stage().is_ok_and(|nth| nth >= self.plan.stages.len())
     }
 
     fn advance_undo(&mut self) -> bool {

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Input, Phase, Plan, State, What, decide, effects};
+use super::{Input, Phase, Plan, State, What, decide, effects, wakes_at};
 use crate::{
     Event, FailureKind, Found, Id, Outcome, Recorded, RetryPolicy, Saga, SagaEvent, StepError, Steps, Target,
     testing::{GivenSaga, given_saga, recorded},
@@ -526,6 +526,17 @@ fn an_undo_is_not_repeated_under_a_key_that_does_not_live_any_more() {
     let undoing = at_ticket().fails("ticket", StepError::business("sold out")).then_undoes("payment");
     let lapsed = undoing.undo_fails("payment", StepError::unknown("no answer")).passes(MINUTE).then_stuck("payment");
     lapsed.skipped("payment", "they gave it back").then_undoes("flight");
+    // Who has it go on for something else has not looked for its key.
+    let undoing = at_ticket().fails("ticket", StepError::business("sold out"));
+    let undoing = undoing.undo_fails("payment", StepError::unknown("no answer"));
+    let plan = Steps::<Trip>::of_saga().plan;
+    let later = undoing.state().step("payment").unwrap().key_since + 100 * MINUTE;
+    let tell = |state: &State, input| decide(&plan, state, input, later).unwrap().1;
+    let broken = Input::Broken { step: None, reason: "it cannot be read".into(), interrupted: true };
+    let back = tell(&tell(undoing.state(), broken), Input::Retry { reason: "it can".into() });
+    assert!(matches!(&back.phase, Phase::Stuck { step: Some(step), .. } if step == "payment"), "{back:?}");
+    let again = tell(&back, Input::Retry { reason: "they did not".into() });
+    assert_eq!(again.phase, Phase::Undoing);
     // What certainly did not happen is tried for as long as it takes.
     let undoing = at_ticket().fails("ticket", StepError::business("sold out"));
     undoing.undo_fails("payment", StepError::transient("down")).passes(MINUTE).then_undoes("payment");
@@ -577,6 +588,9 @@ fn steps_that_changed_their_order_hold_nothing_up() {
     let Phase::Stuck { step, reason, .. } = &on.phase else { panic!("{on:?}") };
     assert_eq!(step.as_deref(), Some("ticket"));
     assert!(reason.contains("step ticket was moved, in version 1"), "{reason}");
+    let off = tell(&moved, &on, Input::Cancel { reason: "no".into() });
+    assert_eq!(off.phase, Phase::Undoing);
+    assert_eq!(off.current().map(|step| step.name.as_str()).collect::<Vec<_>>(), ["hotel"]);
     let skip = Input::Skip { step: "ticket".into(), reason: "not needed".into(), is_run: false };
     assert_eq!(tell(&moved, &on, skip).phase, Phase::Completed);
 }
@@ -652,6 +666,15 @@ fn steps_are_found_by_name_when_the_code_has_changed() {
     assert_eq!(to_do(&plan, &back), [("flight", What::Ask)]);
     let back = tell(&plan, &killed, Input::Cancel { reason: "no".into() });
     assert_eq!(to_do(&plan, &back), [("flight", What::Ask)]);
+
+    // Called off before its next attempt, or over its time, it is told as soon as such a build has it.
+    let busy = Input::Failed { key: 0, step: "flight".into(), failure: StepError::transient("busy").into() };
+    let off = tell(&plan, &tell(&plan, &state, busy), Input::Cancel { reason: "no".into() });
+    assert_eq!((to_do(&lost, &off), wakes_at(&lost, &off, now)), (vec![], Some(now)));
+    assert!(matches!(tell(&lost, &off, Input::Tick).phase, Phase::Stuck { undoing: true, .. }));
+    assert_eq!(wakes_at(&lost, &state, now), Some(now));
+    let late = decide(&lost, &state, Input::Tick, now + 100 * MINUTE).unwrap().1;
+    assert!(matches!(late.phase, Phase::Stuck { undoing: false, .. }), "{late:?}");
 
     // What is done and left out is undone with the rest.
     let gone = without(&["flight", "hotel"]);

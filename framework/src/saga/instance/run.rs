@@ -332,6 +332,7 @@ impl Instance {
         if let Some(until) = self.unread_until {
             due_at = due_at.map(|at| at.max(until));
         }
+        let row = self.row(&self.state, Writer::Owner { under_way: 0 }, now);
         loop {
             let store = &self.runtime.store;
             let releasing = store.inner.sql.release_saga.query();
@@ -340,7 +341,10 @@ impl Instance {
                 .bind(self.runtime.process)
                 .bind(self.version.get())
                 .bind(due_at)
-                .bind(waits_for);
+                .bind(waits_for)
+                .bind(row.state)
+                .bind(&row.step)
+                .bind(&row.reason);
             match store.inner.reads.execute("release an instance of a saga", releasing).await {
                 Ok(1..) => {
                     if due_at.is_some_and(|at| at < later(now, LOOK)) {
