@@ -93,7 +93,7 @@ pub(crate) enum Command {
     /// It works beside the processes that run them, and runs none itself: `work` does.
     #[command(subcommand)]
     Sagas(SagaCommand),
-    /// Looks after the circuit breakers of processes that run sagas: whom they leave alone because it fails.
+    /// Looks after the circuit breakers of processes that run sagas or reactors: whom they leave alone because it fails.
     #[command(subcommand)]
     Breakers(BreakerCommand),
     /// Moves money from one account to another, and shows how. An account that is new begins with $1,000.00.
