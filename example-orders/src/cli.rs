@@ -93,7 +93,7 @@ pub(crate) enum Command {
     /// It works beside the processes that run them, and runs none itself: `work` does.
     #[command(subcommand)]
     Sagas(SagaCommand),
-    /// Looks after the circuit breakers of processes that run sagas: whom they leave alone because it fails.
+    /// Looks after the circuit breakers of processes that run sagas or reactors: whom they leave alone because it fails.
     #[command(subcommand)]
     Breakers(BreakerCommand),
     /// Moves money from one account to another, and shows how. An account that is new begins with $1,000.00.
@@ -131,10 +131,11 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Places random orders in the online shop, has them fulfilled, and compares the log with the gateway's books and the stock.
+    /// Places random orders in the online shop, has them fulfilled, and compares the log with the gateway's books (payments, refunds,
+    /// shipments, messages to customers) and the stock.
     ///
     /// It starts a gateway of its own, with these switches, and processes that run the sagas and the reactors. Exit code 1 when
-    /// anything does not agree.
+    /// anything does not agree, or has not ended; what differs stands on standard error.
     Fulfil {
         /// How many orders.
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = number::<1_000_000>)]
@@ -151,8 +152,10 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Compares what the log says with the gateway's books, order by order and to the cent, returns and messages among it, and with the
-    /// stock. Exit code 1 when anything does not agree.
+    /// Compares what the log says with the gateway's books (payments, refunds, shipments, messages to customers), order by order and to
+    /// the cent, and with the stock. Exit code 1 when anything does not agree.
+    ///
+    /// What was undone and is not paid back because an operator has seen to it agrees, and is shown.
     Reconcile {
         /// Where the gateway is; without it, the one whose books `fulfil` left.
         #[arg(long, value_name = "URL")]

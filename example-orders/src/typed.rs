@@ -13,6 +13,14 @@ pub(crate) fn command(data_dir: &Path, arguments: &str) -> String {
     format!("cargo run -p example-orders -- {folder}{arguments}")
 }
 
+/// A line for each of `choices`: what runs it, and when it is the one.
+pub(crate) fn lines<'a>(data_dir: &Path, choices: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    let choices = Vec::from_iter(choices);
+    let width = choices.iter().map(|(what, _)| what.len()).max().unwrap_or_default();
+    let line = |(what, when): &(&str, &str)| format!("   {}   {when}", command(data_dir, &format!("{what:<width$}")));
+    choices.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// A word as a shell takes it.
 pub(crate) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-".contains(c);
@@ -34,5 +42,12 @@ mod tests {
             "cargo run -p example-orders -- --data-dir 'my data' report"
         );
         assert_eq!(quoted("it's"), r"'it'\''s'");
+    }
+
+    #[test]
+    fn what_can_be_typed_stands_in_lines_with_when_beside_it() {
+        let said = lines(Path::new(".data"), [("report", "any time"), ("report --json", "for programs")]);
+        let command = "cargo run -p example-orders -- report";
+        assert_eq!(said, format!("   {command}          any time\n   {command} --json   for programs"));
     }
 }

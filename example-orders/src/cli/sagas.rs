@@ -86,7 +86,7 @@ pub(crate) enum SagaCommand {
         #[command(flatten)]
         by: Reasoned,
     },
-    /// Declares an instance ended: nothing more is done for it. Takes a --reason.
+    /// Declares an instance ended: nothing more is done for it, and a step that succeeds late is not undone, either. Takes a --reason.
     Resolve {
         #[command(flatten)]
         instance: Instance,

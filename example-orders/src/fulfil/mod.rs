@@ -43,6 +43,9 @@ const TELL_EVERY: Duration = Duration::from_secs(5);
 /// How long nothing may happen before nobody waits any more.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// How many differences are shown.
+const SHOWN: usize = 20;
+
 /// What is to be done.
 pub(crate) struct Asked {
     pub(crate) count: usize,
@@ -66,11 +69,13 @@ struct Fulfilled {
     refunded_cents: i64,
     ledger_equal: bool,
     stock_equal: bool,
+    #[serde(skip)]
+    messages_equal: bool,
     seconds: f64,
 }
 
 /// Places orders, waits until each is fulfilled or undone and its customer told, and compares the log with the gateway's books and
-/// with the stock. Exit code 1 when anything does not agree.
+/// with the stock. Exit code 1 when anything does not agree; what, stands on standard error.
 ///
 /// # Errors
 /// A process cannot be started, or Postgres or the gateway cannot be asked.
@@ -115,8 +120,9 @@ pub(crate) async fn run(shop: &Shop, data_dir: &Path, asked: Asked) -> Result<Ex
         worker.end().await;
     }
     gateway.end().await;
-    for difference in found.differences.iter().take(20) {
-        note(difference);
+    found.differences.iter().take(SHOWN).for_each(note);
+    if found.differences.len() > SHOWN {
+        note(format_args!("and {} more: `reconcile` shows them", found.differences.len() - SHOWN));
     }
     let agrees = found.agrees() && found.running == 0 && found.orders == number;
     let Reconciled { completed, compensated, stuck, running, charged_cents, refunded_cents, .. } = found;
@@ -132,6 +138,7 @@ pub(crate) async fn run(shop: &Shop, data_dir: &Path, asked: Asked) -> Result<Ex
         refunded_cents,
         ledger_equal,
         stock_equal,
+        messages_equal: found.messages_equal,
         seconds,
     };
     match json {
@@ -161,7 +168,10 @@ pub(crate) async fn compare(shop: &Shop, data_dir: &Path, url: Option<&str>, jso
     }
     let found = found?;
     match json {
-        true => say_if_read(serde_json::to_string(&found)?)?,
+        true => {
+            found.by_hand.iter().for_each(note);
+            say_if_read(serde_json::to_string(&found)?)?;
+        }
         false => say_if_read(found.text())?,
     }
     Ok(if found.agrees() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -266,11 +276,12 @@ impl Fulfilled {
         let word = |equal: bool| if equal { "agree" } else { "do not agree" };
         format!(
             "{table}\ncharged {}, refunded {}: the log and the gateway's books {}\nwhat orders hold of the stock, and what was \
-             delivered, {}\n{} s, {} orders a second",
+             delivered, {}\nwhat happened to orders, and what customers were told, {}\n{} s, {} orders a second",
             dollars(self.charged_cents),
             dollars(self.refunded_cents),
             word(self.ledger_equal),
             word(self.stock_equal),
+            word(self.messages_equal),
             self.seconds,
             (self.placed as f64 / self.seconds.max(0.01)).round(),
         )

@@ -1,7 +1,7 @@
 //! What the log says was charged, shipped, told, returned and kept, beside the gateway's books and the stock's own events.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     pin::pin,
 };
 
@@ -36,6 +36,9 @@ pub(crate) struct Reconciled {
     #[serde(skip)]
     pub(crate) messages_equal: bool,
     pub(crate) differences: Vec<String>,
+    /// What agrees only because an operator said that it is seen to.
+    #[serde(skip)]
+    pub(crate) by_hand: Vec<String>,
 }
 
 /// Where an instance of a saga stands.
@@ -55,6 +58,10 @@ struct Told {
     products: BTreeMap<Sku, i64>,
     charge: Option<Charge>,
     refunded: bool,
+    /// Whether an operator had the refund left out.
+    unrefunded: bool,
+    /// Whether an operator has declared it ended.
+    resolved: bool,
     shipment: Option<Shipment>,
     shipment_cancelled: bool,
     /// Where the expectation of a refund stands; none while nobody expects one.
@@ -70,8 +77,8 @@ struct Told {
 #[derive(Debug, Default)]
 struct Booked<'a> {
     charges: Vec<&'a Charge>,
-    refunded: bool,
-    refunded_cents: i64,
+    /// The cents of each.
+    refunds: Vec<i64>,
     shipments: Vec<&'a Shipment>,
     messages: Vec<&'a str>,
 }
@@ -90,7 +97,9 @@ pub(crate) async fn reconcile(
 ) -> Result<Reconciled, BoxError> {
     // What is in the books before the log is read must be in the log; what is in the log must be in the books after that.
     let before = gateway.ledger().await?;
-    let known: HashSet<&str> = before.charges.iter().map(|charge| &*charge.order).collect();
+    let refunded = before.refunds.iter().map(|refund| (&*refund.order, "paid back"));
+    let known: BTreeMap<&str, &str> =
+        refunded.chain(before.charges.iter().map(|charge| (&*charge.order, "charged"))).collect();
     let told = orders(app, only).await?;
     let ledger = gateway.ledger().await?;
     let held = stock(app, only).await?;
@@ -107,8 +116,10 @@ pub(crate) async fn reconcile(
             Stand::Compensated => &mut found.compensated,
         } += 1;
         let booked = booked.get(&*order.to_string()).unwrap_or(&none);
-        found.charged_cents += booked.charges.iter().map(|charge| charge.cents).sum::<i64>();
-        found.refunded_cents += booked.refunded_cents;
+        found.charged_cents += booked.charged();
+        found.refunded_cents += booked.refunds.iter().sum::<i64>();
+        let kept = told.keeps_by_hand(booked);
+        found.by_hand.extend(kept.map(|what| format!("order {order}: {what}")));
         money.extend(told.differs_from(booked).map(|what| format!("order {order}: {what}")));
         let sent = sent.get(&*order.to_string()).unwrap_or(&none);
         messages.extend(told.tells_otherwise(sent, only.is_some()).map(|what| format!("order {order}: {what}")));
@@ -121,8 +132,10 @@ pub(crate) async fn reconcile(
     }
     if only.is_none() {
         let strangers =
-            known.iter().filter(|order| order.parse().ok().is_none_or(|id| !told.contains_key(&OrderId(id))));
-        money.extend(strangers.map(|order| format!("order {order}: it was charged, and the log does not know of it")));
+            known.iter().filter(|(order, _)| order.parse().ok().is_none_or(|id| !told.contains_key(&OrderId(id))));
+        money.extend(
+            strangers.map(|(order, what)| format!("order {order}: it was {what}, and the log does not know of it")),
+        );
         let strangers = held.by_order.keys().filter(|order| !told.contains_key(order));
         goods.extend(strangers.map(|order| format!("order {order}: it holds goods, and the log does not know of it")));
     }
@@ -201,9 +214,7 @@ fn booked(ledger: &Ledger) -> HashMap<&str, Booked<'_>> {
         booked.entry(&charge.order).or_default().charges.push(charge);
     }
     for refund in &ledger.refunds {
-        let booked = booked.entry(&refund.order).or_default();
-        booked.refunded = true;
-        booked.refunded_cents += refund.cents;
+        booked.entry(&refund.order).or_default().refunds.push(refund.cents);
     }
     for shipment in ledger.shipments.iter().filter(|shipment| !shipment.cancelled) {
         booked.entry(&shipment.order).or_default().shipments.push(shipment);
@@ -212,6 +223,12 @@ fn booked(ledger: &Ledger) -> HashMap<&str, Booked<'_>> {
         booked.entry(&message.order).or_default().messages.push(&message.text);
     }
     booked
+}
+
+impl Booked<'_> {
+    fn charged(&self) -> i64 {
+        self.charges.iter().map(|charge| charge.cents).sum()
+    }
 }
 
 impl Stand {
@@ -241,19 +258,28 @@ impl Told {
 
     /// What happened to its fulfilment.
     fn take(&mut self, event: &SagaEvent) -> Result<(), BoxError> {
+        let stand = Stand::behind(event);
+        // What comes late opens neither what an operator has ended nor what is completed.
+        let stays = self.resolved || (self.stand, stand) == (Stand::Completed, Stand::Running);
         match event {
             SagaEvent::SagaStarted { input, .. } => self.products = products(&ToFulfil::deserialize(input)?.lines),
             SagaEvent::StepCompleted { step, output, .. } if step == "pay" => {
-                self.charge = Some(Charge::deserialize(output)?);
+                (self.charge, self.unrefunded) = (Some(Charge::deserialize(output)?), false);
             }
             SagaEvent::StepCompleted { step, output, .. } if step == "ship" => {
                 self.shipment = Some(Shipment::deserialize(output)?);
             }
             SagaEvent::StepUndone { step } if step == "pay" => self.refunded = true,
+            // What was left out before that stays done, and is undone.
+            SagaEvent::UndoBegan { .. } => self.unrefunded = false,
+            SagaEvent::StepSkipped { step, .. } if step == "pay" => self.unrefunded = self.charge.is_some(),
             SagaEvent::StepUndone { step } if step == "ship" => self.shipment_cancelled = true,
+            SagaEvent::SagaResolved { .. } => self.resolved = true,
             _ => {}
         }
-        self.stand = Stand::behind(event);
+        if !stays {
+            self.stand = stand;
+        }
         Ok(())
     }
 
@@ -292,27 +318,59 @@ impl Told {
 
     /// What the books say otherwise of the money that went back, if they do.
     fn pays_back_otherwise(&self, booked: &Booked<'_>) -> Option<String> {
+        let charged = booked.charged();
+        let refund = match booked.refunds[..] {
+            [] => None,
+            [cents] => Some(cents),
+            ref refunds => return Some(format!("it was given back {} times by the books", refunds.len())),
+        };
         let by_log = self.refunded || self.paid_back.is_some();
         let is_under_way = if self.returned { self.is_coming_back() } else { !self.is_over() };
-        let what = match (by_log, booked.refunded) {
-            (true, false) => "it was given back by the log, kept by the books".into(),
-            (true, true) => {
-                let (log, books) = (self.paid_back?, booked.refunded_cents);
+        let what = match (by_log, refund) {
+            (_, Some(cents)) if booked.charges.is_empty() => {
+                format!("{} was given back by the books, and nothing was charged", dollars(cents))
+            }
+            (_, Some(cents)) if cents > charged => {
+                format!("{} was charged by the books, and {} given back", dollars(charged), dollars(cents))
+            }
+            (true, None) => "it was given back by the log, kept by the books".into(),
+            (true, Some(books)) => {
+                // What is undone is given back whole.
+                let log = self.paid_back.unwrap_or(charged);
                 if log == books {
                     return None;
                 }
                 format!("{} was paid back by the log, {} by the books", dollars(log), dollars(books))
             }
             (false, _) if is_under_way => return None,
-            (false, true) if self.returned => "it was paid back by the books, and the log does not know of it".into(),
-            (false, true) => "it was given back by the books, and neither undone nor returned by the log".into(),
+            (false, Some(_)) if self.returned => {
+                "it was paid back by the books, and the log does not know of it".into()
+            }
+            // Somebody has seen to it outside; what he has kept is shown.
+            (false, _) if self.is_undone_by_hand() => return None,
+            (false, Some(_)) => "it was given back by the books, and neither undone nor returned by the log".into(),
             // That an operator has declared the refund ended is an end.
-            (false, false) if self.returned && matches!(self.refund, None | Some(Stand::Stuck)) => {
+            (false, None) if self.returned && matches!(self.refund, None | Some(Stand::Stuck)) => {
                 "it was returned, and is not paid back".into()
             }
-            (false, false) => return None,
+            (false, None) if self.stand == Stand::Compensated && charged > 0 => {
+                format!("it was undone, and {} was kept", dollars(charged))
+            }
+            (false, None) => return None,
         };
         Some(what)
+    }
+
+    /// Whether the money was not given back by the saga because an operator has said so.
+    fn is_undone_by_hand(&self) -> bool {
+        self.stand == Stand::Compensated && !self.refunded && (self.unrefunded || self.resolved)
+    }
+
+    /// What was kept of it although it is undone, as an operator wanted it.
+    fn keeps_by_hand(&self, booked: &Booked<'_>) -> Option<String> {
+        let kept = booked.charged() - booked.refunds.iter().sum::<i64>();
+        (self.is_undone_by_hand() && kept > 0)
+            .then(|| format!("it was undone by an operator's word, and {} was kept", dollars(kept)))
     }
 
     /// What the customer was told otherwise, if so. `all` says whether there is nothing left to tell.
@@ -344,10 +402,12 @@ impl Reconciled {
         table.add_row([orders, completed, compensated, stuck, running, charged, refunded]);
         let word = |equal: bool| if equal { "agree" } else { "do not agree" };
         let (money, goods) = (word(self.ledger_equal), word(self.stock_equal));
-        let mut text = format!("{table}\nthe log and the gateway's books {money}; the log and the stock {goods}");
-        for difference in &self.differences {
+        let told = word(self.messages_equal);
+        let mut text = format!("{table}\nthe log and the gateway's books {money}; the log and the stock {goods}; ");
+        text.push_str(&format!("the log and what customers were told {told}"));
+        for line in self.differences.iter().chain(&self.by_hand) {
             text.push_str("\n   ");
-            text.push_str(difference);
+            text.push_str(line);
         }
         text
     }
@@ -359,4 +419,142 @@ fn listed(products: &BTreeMap<Sku, i64>) -> String {
     }
     let products: Vec<String> = products.iter().map(|(sku, quantity)| format!("{quantity} of {sku}")).collect();
     products.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn charge(cents: i64) -> Charge {
+        Charge { id: "charge-1".into(), order: "1".into(), cents }
+    }
+
+    fn paid(cents: i64) -> SagaEvent {
+        let output = serde_json::to_value(charge(cents)).unwrap();
+        SagaEvent::StepCompleted { step: "pay".into(), output, by_hand: None }
+    }
+
+    fn refunded() -> SagaEvent {
+        SagaEvent::StepUndone { step: "pay".into() }
+    }
+
+    fn skipped() -> SagaEvent {
+        SagaEvent::StepSkipped { step: "pay".into(), reason: "seen to".into() }
+    }
+
+    fn resolved(outcome: Outcome) -> SagaEvent {
+        SagaEvent::SagaResolved { outcome, reason: "seen to".into() }
+    }
+
+    fn undone() -> SagaEvent {
+        SagaEvent::SagaCompensated { reason: "no lorry".into() }
+    }
+
+    fn told(events: impl IntoIterator<Item = SagaEvent>) -> Told {
+        let mut told = Told::default();
+        events.into_iter().for_each(|event| told.take(&event).unwrap());
+        told
+    }
+
+    /// What is found of `events` beside books with these charges and refunds.
+    fn found(events: impl IntoIterator<Item = SagaEvent>, charges: &[i64], refunds: &[i64]) -> Option<String> {
+        let charges: Vec<Charge> = charges.iter().map(|cents| charge(*cents)).collect();
+        let booked = Booked { charges: charges.iter().collect(), refunds: refunds.to_vec(), ..Booked::default() };
+        told(events).differs_from(&booked)
+    }
+
+    #[test]
+    fn what_the_saga_undoes_is_given_back_whole_and_once() {
+        let undone = || [paid(598), refunded(), undone()];
+
+        assert_eq!(found(undone(), &[598], &[598]), None);
+        assert_eq!(found(undone(), &[598], &[]).unwrap(), "it was given back by the log, kept by the books");
+        let less = found(undone(), &[598], &[500]).unwrap();
+        assert_eq!(less, "$5.98 was paid back by the log, $5.00 by the books");
+        assert_eq!(found(undone(), &[598], &[299, 299]).unwrap(), "it was given back 2 times by the books");
+        // While more is undone, too.
+        assert!(found([paid(598), refunded()], &[598], &[500]).is_some());
+    }
+
+    #[test]
+    fn what_is_undone_and_kept_is_a_difference_unless_an_operator_has_seen_to_it() {
+        let kept = |events: &[SagaEvent]| {
+            let charge = charge(598);
+            let booked = Booked { charges: vec![&charge], ..Booked::default() };
+            let told = told(events.iter().cloned());
+            (told.differs_from(&booked), told.keeps_by_hand(&booked))
+        };
+        let found = Some("it was undone, and $5.98 was kept".to_owned());
+        let seen_to = Some("it was undone by an operator's word, and $5.98 was kept".to_owned());
+
+        assert_eq!(kept(&[paid(598), undone()]), (found.clone(), None));
+        assert_eq!(kept(&[paid(598), skipped(), undone()]), (None, seen_to.clone()));
+        assert_eq!(kept(&[paid(598), resolved(Outcome::Compensated)]), (None, seen_to.clone()));
+        // It came late: nobody undoes it any more.
+        assert_eq!(kept(&[resolved(Outcome::Compensated), paid(598)]), (None, seen_to.clone()));
+        // What was left out was the payment, not its undo.
+        assert_eq!(kept(&[skipped(), paid(598), undone()]), (found.clone(), None));
+        let undo = SagaEvent::UndoBegan { step: None, reason: "no lorry".into(), abandoned: vec![] };
+        assert_eq!(kept(&[paid(598), skipped(), undo.clone(), undone()]), (found, None));
+        assert_eq!(kept(&[paid(598), undo, skipped(), undone()]), (None, seen_to));
+        let unpaid = kept(&[skipped(), undone()]);
+        assert_eq!(unpaid, (Some("nothing was charged by the log, $5.98 by the books".into()), None));
+        assert_eq!(kept(&[paid(598), resolved(Outcome::Completed)]), (None, None));
+        assert_eq!(kept(&[paid(598)]), (None, None));
+    }
+
+    #[test]
+    fn what_an_operator_has_undone_by_hand_may_be_in_the_books_and_not_more_of_it() {
+        let skipped = || [paid(598), skipped(), undone()];
+
+        assert_eq!(found(skipped(), &[598], &[598]), None);
+        assert_eq!(found(skipped(), &[598], &[599]).unwrap(), "$5.98 was charged by the books, and $5.99 given back");
+        let completed = found([paid(598), SagaEvent::SagaCompleted], &[598], &[598]).unwrap();
+        assert_eq!(completed, "it was given back by the books, and neither undone nor returned by the log");
+    }
+
+    #[test]
+    fn no_more_is_given_back_than_was_charged_whatever_the_log_says() {
+        let started = || {
+            let input = json!({"order": 1, "lines": [], "cents": 598});
+            [SagaEvent::SagaStarted { definition: 1, input, steps: vec![] }]
+        };
+
+        assert_eq!(found(started(), &[598], &[598]), None);
+        assert_eq!(found(started(), &[598], &[600]).unwrap(), "$5.98 was charged by the books, and $6.00 given back");
+        assert_eq!(
+            found(started(), &[], &[598]).unwrap(),
+            "$5.98 was given back by the books, and nothing was charged"
+        );
+        assert!(found([undone()], &[], &[598]).is_some());
+        let mut returned = told([paid(598), SagaEvent::SagaCompleted]);
+        (returned.returned, returned.paid_back) = (true, Some(700));
+        let charge = charge(598);
+        let booked = Booked { charges: vec![&charge], refunds: vec![700], ..Booked::default() };
+        assert!(returned.differs_from(&booked).unwrap().contains("$7.00 given back"));
+    }
+
+    #[test]
+    fn people_see_what_an_operator_has_seen_to_and_whether_customers_were_told() {
+        let by_hand = vec!["order 1: it was undone by an operator's word, and $5.98 was kept".into()];
+        let found = Reconciled { ledger_equal: true, stock_equal: true, by_hand, ..Reconciled::default() };
+
+        let text = found.text();
+
+        assert!(!found.agrees() && text.contains("what customers were told do not agree\n   order 1: "), "{text}");
+        assert!(!serde_json::to_string(&found).unwrap().contains("order 1"));
+    }
+
+    #[test]
+    fn what_comes_late_opens_only_what_was_undone() {
+        let late = |end: SagaEvent| told([end, paid(598)]).stand;
+
+        assert_eq!(late(SagaEvent::SagaCompleted), Stand::Completed);
+        assert_eq!(late(resolved(Outcome::Compensated)), Stand::Compensated);
+        assert_eq!(late(undone()), Stand::Running);
+        let stuck = SagaEvent::SagaStuck { step: None, reason: "it has happened twice".into(), interrupted: false };
+        assert_eq!(told([SagaEvent::SagaCompleted, stuck]).stand, Stand::Stuck);
+    }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use annals::{BoxError, StepError};
+use chrono::{DateTime, Utc};
 use reqwest::{Method, Response, StatusCode, header::RETRY_AFTER};
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -149,7 +150,7 @@ async fn answer<T: DeserializeOwned>(sent: Result<Response, reqwest::Error>) -> 
         Err(error) => return Err(StepError::unknown(format!("the gateway did not answer: {}", said(&error)))),
     };
     let status = response.status();
-    let wait = response.headers().get(RETRY_AFTER).and_then(|wait| wait.to_str().ok()?.parse().ok());
+    let wait = response.headers().get(RETRY_AFTER).and_then(|said| wait(said.to_str().ok()?, Utc::now()));
     let body = body(response).await;
     let refusal = || {
         let read = body.as_ref().ok().and_then(|body| serde_json::from_slice::<Refusal>(body).ok());
@@ -163,7 +164,7 @@ async fn answer<T: DeserializeOwned>(sent: Result<Response, reqwest::Error>) -> 
         }
         StatusCode::TOO_MANY_REQUESTS => {
             let error = StepError::transient("the gateway is asked too often");
-            Err(wait.map_or(error.clone(), |seconds| error.retry_after(Duration::from_secs(seconds))))
+            Err(wait.map_or(error.clone(), |wait| error.retry_after(wait)))
         }
         // Somebody asked what became of the key, and was told none: whoever still uses it is behind the times, and nothing has happened.
         StatusCode::CONFLICT => Err(StepError::transient(format!("the key is {}", refusal()))),
@@ -178,6 +179,14 @@ async fn answer<T: DeserializeOwned>(sent: Result<Response, reqwest::Error>) -> 
         }
         status => Err(StepError::unknown(format!("the gateway answered {status}"))),
     }
+}
+
+/// How long to wait by a `Retry-After`, which is so many seconds, or a time in the words of RFC 2822. None once that is past.
+pub(super) fn wait(said: &str, now: DateTime<Utc>) -> Option<Duration> {
+    if let Ok(seconds) = said.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    (DateTime::parse_from_rfc2822(said).ok()?.to_utc() - now).to_std().ok()
 }
 
 /// The body, unless it is longer than any answer should be.

@@ -84,11 +84,7 @@ async fn list(followers: &Followers, data_dir: &Path, name: Option<&str>) -> Res
     say(format_args!("{table}\n"))?;
     let Some((name, position)) = example else { return Ok(()) };
     let hints = hints(&name, position);
-    let width = hints.iter().map(|(what, _)| what.len()).max().unwrap_or_default();
-    for (what, why) in hints {
-        say(format_args!("   {}   {why}", typed::command(data_dir, &format!("{what:<width$}"))))?;
-    }
-    Ok(())
+    Ok(say(typed::lines(data_dir, hints.iter().map(|(what, why)| (&**what, *why))))?)
 }
 
 /// What can be done about the event at `position`, to be typed as it stands.

@@ -1,6 +1,7 @@
 //! Looking after the read models and the sagas: what an operator types, and what is shown.
 
 mod breakers;
+mod choices;
 mod letter;
 mod letters;
 mod model;

@@ -1,14 +1,17 @@
 //! Sagas: what there is of them, and what is done to them.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
-use annals::{BoxError, By, SagaCounts, SagaFilter, SagaInstance, SagaState, Sagas, StepKeys, StoreError};
+use annals::{BoxError, By, Followers, SagaCounts, SagaFilter, SagaInstance, SagaState, StepKeys, StoreError};
 use chrono::{DateTime, Utc};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::timeline::{moments, timeline};
+use super::{
+    choices::choices,
+    timeline::{moments, timeline},
+};
 use crate::{
     cli::{Instance, SagaCommand},
     figures::{count, span},
@@ -52,16 +55,21 @@ pub(crate) async fn run(shop: &Shop, data_dir: &Path, command: SagaCommand) -> R
         SagaCommand::List { filter, limit, json } => {
             let filter: SagaFilter = filter.into();
             known(filter.saga.as_deref())?;
-            list(&all, &filter, limit, data_dir, json).await
+            list(shop, &filter, limit, data_dir, json).await
         }
         SagaCommand::Summary { json } => {
             let counts = all.summary().await?;
             if json {
                 return Ok(say(serde_json::to_string(&counts)?)?);
             }
-            Ok(say(summed(counts.iter().map(|(saga, counts)| (&**saga, counts))))?)
+            say(summed(counts.iter().map(|(saga, counts)| (&**saga, counts))))?;
+            for (saga, why) in paused(&shop.app.store().followers()).await? {
+                let resume = typed::command(data_dir, &format!("sagas resume {saga}"));
+                say(format_args!("{saga} is paused: {why}. It goes on with\n   {resume}"))?;
+            }
+            Ok(())
         }
-        SagaCommand::Show { instance, json } => show(&all, &instance, json).await,
+        SagaCommand::Show { instance, json } => show(shop, data_dir, &instance, json).await,
         SagaCommand::Retry { saga, id: Some(id), by, .. } => {
             let done = all.retry(known(Some(&saga))?, &id, &by.into()).await;
             told(shop, data_dir, &Instance { saga, id }, done, "goes on at once").await
@@ -159,14 +167,20 @@ async fn told(
     what: &str,
 ) -> Result<(), BoxError> {
     done.map_err(|error| refused(&error, data_dir))?;
-    let paused = shop.app.store().followers().lag().await?;
-    let is_paused = paused.iter().any(|lag| lag.follower == instance.saga && lag.state == "paused");
-    if is_paused {
+    if paused(&shop.app.store().followers()).await?.contains_key(&instance.saga) {
         let resume = typed::command(data_dir, &format!("sagas resume {}", instance.saga));
         return Ok(say(format_args!("{instance} {what}, once {} is resumed:\n   {resume}", instance.saga))?);
     }
     say(format_args!("{instance} {what}"))?;
     say_who_runs(shop, data_dir, &instance.saga).await
+}
+
+/// The sagas that somebody has paused, each with why.
+async fn paused(followers: &Followers) -> Result<BTreeMap<String, String>, BoxError> {
+    let all = followers.lag().await?.into_iter();
+    let paused =
+        all.filter(|lag| lag.purpose == "live" && lag.state == "paused" && sagas::ALL.contains(&&*lag.follower));
+    Ok(paused.map(|lag| (lag.follower, lag.reason.unwrap_or_default())).collect())
 }
 
 /// Says what to type where nobody runs `saga`.
@@ -187,8 +201,8 @@ fn refused(error: &StoreError, data_dir: &Path) -> BoxError {
     }
 }
 
-async fn list(all: &Sagas, filter: &SagaFilter, limit: usize, data_dir: &Path, json: bool) -> Result<(), BoxError> {
-    let mut instances = all.list(filter, limit.saturating_add(1)).await?;
+async fn list(shop: &Shop, filter: &SagaFilter, limit: usize, data_dir: &Path, json: bool) -> Result<(), BoxError> {
+    let mut instances = shop.app.sagas().list(filter, limit.saturating_add(1)).await?;
     let is_cut = instances.len() > limit;
     instances.truncate(limit);
     let now = Utc::now();
@@ -204,11 +218,12 @@ async fn list(all: &Sagas, filter: &SagaFilter, limit: usize, data_dir: &Path, j
     if instances.is_empty() {
         return Ok(say("there is none")?);
     }
-    say(format_args!("{}\n", listed(&instances, now)))?;
+    let paused = paused(&shop.app.store().followers()).await?;
+    say(format_args!("{}\n", listed(&instances, &paused, now)))?;
     let first = instances.iter().find(|it| it.state == SagaState::Stuck).or(instances.first());
     if let Some(first) = first {
-        let show = typed::command(data_dir, &format!("sagas show {} {}", first.saga, &*first.id));
-        say(format_args!("   {show}   all that happened to it"))?;
+        let show = format!("sagas show {} {}", first.saga, typed::quoted(&first.id));
+        say(typed::lines(data_dir, [(&*show, "all that happened to it, and what can be done")]))?;
     }
     Ok(())
 }
@@ -232,12 +247,13 @@ fn shown(instance: &SagaInstance, now: DateTime<Utc>) -> Shown<'_> {
     }
 }
 
-fn listed(instances: &[SagaInstance], now: DateTime<Utc>) -> Table {
+fn listed(instances: &[SagaInstance], paused: &BTreeMap<String, String>, now: DateTime<Utc>) -> Table {
     let mut table = table(["saga", "id", "version", "state", "step", "age", "next", "owner", "reason"]);
     for instance in instances {
         let is_open = !matches!(instance.state, SagaState::Completed | SagaState::Compensated);
         let served = if is_open && !instance.is_served { " (nobody has it)" } else { "" };
         let next = match instance.due_at {
+            _ if is_open && paused.contains_key(&instance.saga) => "paused".into(),
             _ if instance.waits_for.is_some() => {
                 format!("when {} answers", instance.waits_for.as_deref().unwrap_or_default())
             }
@@ -277,10 +293,14 @@ fn summed<'a>(all: impl Iterator<Item = (&'a str, &'a SagaCounts)>) -> Table {
     table
 }
 
-async fn show(all: &Sagas, instance: &Instance, json: bool) -> Result<(), BoxError> {
+async fn show(shop: &Shop, data_dir: &Path, instance: &Instance, json: bool) -> Result<(), BoxError> {
+    let all = shop.app.sagas();
     let history = all.history(known(Some(&instance.saga))?, &instance.id).await?;
     if history.is_empty() {
-        return Err(format!("there is no {instance}: `sagas list` shows what there is").into());
+        let [list, parked] = ["sagas list", "dead-letters list"]
+            .map(|what| typed::command(data_dir, &format!("{what} {}", instance.saga)));
+        let why = format!("`{list}` shows what there is, `{parked}` the events from which none could begin");
+        return Err(format!("there is no {instance}: {why}").into());
     }
     let keys = all.keys(&instance.saga, &instance.id).await?;
     if json {
@@ -291,10 +311,17 @@ async fn show(all: &Sagas, instance: &Instance, json: bool) -> Result<(), BoxErr
     }
     let began = history.first().map(|first| first.recorded_at.format("%Y-%m-%d %H:%M:%S").to_string());
     say(format_args!("{instance}, since {}\n{}", began.unwrap_or_default(), timeline(&history)))?;
-    if keys.is_empty() {
+    if !keys.is_empty() {
+        say(format_args!("What its steps are known by outside:\n{}", keyed(&keys)))?;
+    }
+    let paused = paused(&shop.app.store().followers()).await?;
+    let paused = paused.get(&instance.saga).map(String::as_str);
+    let choices = choices(instance, history.iter().map(|recorded| &recorded.event), paused);
+    if choices.is_empty() {
         return Ok(());
     }
-    Ok(say(format_args!("What its steps are known by outside:\n{}", keyed(&keys)))?)
+    let choices = choices.iter().map(|(what, when)| (&**what, &**when));
+    Ok(say(format_args!("What can be done:\n{}", typed::lines(data_dir, choices)))?)
 }
 
 fn keyed(keys: &[StepKeys]) -> Table {

@@ -1,6 +1,9 @@
 //! Orders that are fulfilled while processes are killed and the gateway fails; and what does not agree.
 
-use std::{fs::OpenOptions, io::Write};
+use std::{
+    fs::OpenOptions,
+    io::{Read, Write},
+};
 
 use super::*;
 
@@ -32,15 +35,22 @@ async fn orders_are_fulfilled_or_undone_and_all_books_agree_although_processes_a
     assert_eq!(summary["fulfilment"]["completed"], fulfilled["completed"]);
     assert_eq!(summary["refund"], serde_json::json!({"running": 0, "completed": 0, "compensated": 0, "stuck": 0}));
 
-    // A charge that nobody asked for.
-    let stranger = "{\"Charged\":{\"key\":\"k\",\"charge\":{\"id\":\"charge-1000\",\"order\":\"7\",\"cents\":100}}}\n";
-    let books = shop.books().join("books.jsonl");
-    OpenOptions::new().append(true).open(books).unwrap().write_all(stranger.as_bytes()).unwrap();
+    // A charge and a refund that nobody asked for.
+    let charge = serde_json::json!({"id": "charge-1000", "order": "7", "cents": 100});
+    let refund = serde_json::json!({"id": "refund-1000", "charge": "charge-1001", "order": "8", "cents": 100});
+    let strangers = [
+        serde_json::json!({"Charged": {"key": "k", "charge": charge}}),
+        serde_json::json!({"Refunded": {"key": "l", "refund": refund}}),
+    ];
+    let mut books = OpenOptions::new().append(true).open(shop.books().join("books.jsonl")).unwrap();
+    strangers.iter().for_each(|stranger| writeln!(books, "{stranger}").unwrap());
     let reconciled = shop.object(&["reconcile", "--json"], 1);
     assert_eq!((&reconciled["ledger_equal"], &reconciled["stock_equal"]), (&false.into(), &true.into()));
     assert_eq!(reconciled["differences"][0], "order 7: it was charged, and the log does not know of it");
+    assert_eq!(reconciled["differences"][1], "order 8: it was paid back, and the log does not know of it");
     let text = shop.prints(&["reconcile"], 1);
-    assert!(text.contains("do not agree; the log and the stock agree"), "{text}");
+    let agreed = "do not agree; the log and the stock agree; the log and what customers were told agree";
+    assert!(text.contains(agreed), "{text}");
 }
 
 #[tokio::test]
@@ -53,12 +63,32 @@ async fn a_table_tells_people_and_nothing_but_online_orders_is_fulfilled() {
     assert!(said.contains("agree") && said.contains("│ 5      ┆         5 ┆           0"), "{said}");
     shop.prints(&["import", file.to_str().unwrap()], 0);
     shop.prints(&["trade", "--seconds", "1", "--rate", "20"], 0);
-    let fulfilled = shop.object(&["fulfil", "--count", "5", "--json"], 0);
+    // Somebody else tells a customer something while it runs.
+    let slow = ["fulfil", "--count", "5", "--slow", "1", "--slow-ms", "1500", "--json"];
+    let mut fulfilling = shop.command(&slow).spawn().unwrap();
+    let mut notes = BufReader::new(fulfilling.stderr.take().unwrap());
+    let mut url = String::new();
+    notes.read_line(&mut url).unwrap();
+    let url = url.split([' ', ',']).find(|word| word.starts_with("http://")).unwrap();
+    let list = ["sagas", "list", "fulfilment", "--state", "running", "--json"];
+    let order = shop.wait_for(&list, "an order is fulfilled", |_| true)["id"].clone();
+    let message = serde_json::json!({"customer": "7", "order": order, "text": "It rains."});
+    let post = reqwest::Client::new().post(format!("{url}/messages")).header("Idempotency-Key", "k").json(&message);
+    assert!(post.send().await.unwrap().status().is_success());
+    let mut noted = String::new();
+    notes.read_to_string(&mut noted).unwrap();
+    let ended = fulfilling.wait_with_output().unwrap();
+    let fulfilled: Value = serde_json::from_slice(&ended.stdout).unwrap();
 
+    // Nothing else says why it has failed.
+    assert_eq!(ended.status.code(), Some(1), "{fulfilled}{noted}");
+    assert!(noted.contains("the customer was told, more often than the log says: It rains."), "{noted}");
+    assert_eq!((&fulfilled["ledger_equal"], &fulfilled["stock_equal"]), (&true.into(), &true.into()));
     assert_eq!(fulfilled["completed"], 5);
     let summary = shop.object(&["sagas", "summary", "--json"], 0);
     assert_eq!(summary["fulfilment"], serde_json::json!({"running": 0, "completed": 10, "compensated": 0, "stuck": 0}));
-    assert_eq!(shop.object(&["reconcile", "--json"], 0)["orders"], 10);
+    let reconciled = shop.object(&["reconcile", "--json"], 1);
+    assert_eq!((&reconciled["orders"], reconciled["differences"].as_array().unwrap().len()), (&10.into(), 1));
     assert_eq!(shop.objects(&["projections", "list", "--json"], 0).len(), 4);
 }
 

@@ -39,6 +39,9 @@ async fn what_is_stuck_is_listed_shown_and_ended_by_an_operator() {
     for part in ["accept", "reserve", "business: the ship is refused", "undo failed", "stuck", "known by outside"] {
         assert!(shown.contains(part), "{part} is missing in {shown}");
     }
+    let retry = format!("-- sagas retry fulfilment {retried} --reason \"the cause is mended\"");
+    let skip = format!("-- sagas skip fulfilment {retried} pay --reason \"undone by hand\"");
+    assert!(shown.contains(&retry) && shown.contains(&skip) && !shown.contains("sagas cancel"), "{shown}");
 
     shop.prints(&[&["sagas", "skip", "fulfilment", skipped, "pay"][..], &BECAUSE].concat(), 0);
     shop.prints(&[&["sagas", "resolve", "fulfilment", resolved, "--as", "compensated"][..], &BECAUSE].concat(), 0);
@@ -62,6 +65,14 @@ async fn what_is_stuck_is_listed_shown_and_ended_by_an_operator() {
     // One was paid back; of the others an operator has said that they are not, or has ended it as it stood.
     let ledger: Value = reqwest::get(format!("{url}/ledger")).await.unwrap().json().await.unwrap();
     assert_eq!((ledger["charges"].as_array().unwrap().len(), ledger["refunds"].as_array().unwrap().len()), (3, 1));
+    // What was resolved holds its goods still; of the money an operator has said enough.
+    let reconciled = shop.run(&["reconcile", "--gateway", &url, "--json"]);
+    let (said, notes) = (text(&reconciled.stdout), text(&reconciled.stderr));
+    assert!(said.contains("\"ledger_equal\":true") && said.contains("\"stock_equal\":false"), "{said}{notes}");
+    for id in [skipped, resolved] {
+        assert!(notes.contains(&format!("order {id}: it was undone by an operator's word, and $")), "{notes}");
+    }
+    assert_eq!(notes.lines().count(), 2, "{notes}");
 }
 
 #[tokio::test]
@@ -69,6 +80,13 @@ async fn a_transfer_that_is_called_off_half_way_gives_the_money_back() {
     let shop = Shop::open().await;
     shop.run(&["transfer", "ada", "bob", "100", "--crash"]);
     let id = shop.object(&["sagas", "list", "transfer", "--json"], 0)["id"].as_str().unwrap().to_owned();
+    shop.prints(&["sagas", "pause", "transfer"], 0);
+    let said = shop.prints(&["sagas", "list", "transfer"], 0);
+    assert!(said.contains("┆ paused"), "{said}");
+    let said = shop.prints(&["sagas", "show", "transfer", &id], 0);
+    let choices = ["-- sagas resume transfer ".into(), format!("-- sagas cancel transfer {id} --reason ")];
+    assert!(choices.iter().all(|choice| said.contains(choice)), "{said}");
+    shop.prints(&["sagas", "resume", "transfer"], 0);
 
     shop.prints(&[&["sagas", "cancel", "transfer", &id][..], &BECAUSE].concat(), 0);
     let said = shop.prints(&["transfer"], 1);
@@ -93,6 +111,11 @@ async fn a_saga_that_is_paused_begins_nothing_until_it_is_resumed() {
         assert!(Instant::now() < deadline, "the transfer is not asked for");
     }
     assert_eq!(shop.objects(&["sagas", "list", "transfer", "--state", "completed", "--json"], 0).len(), 1);
+    let said = shop.prints(&["sagas", "summary"], 0);
+    assert!(
+        said.contains("transfer is paused: a closer look, by ") && said.contains("sagas resume transfer"),
+        "{said}"
+    );
     shop.prints(&["sagas", "resume", "transfer"], 0);
 
     shop.wait_for(&["sagas", "summary", "--json"], "it is completed", |all| all["transfer"]["completed"] == 2);
@@ -112,7 +135,10 @@ async fn what_is_wrong_is_told_in_a_line_and_changes_nothing() {
         (vec!["sagas", "pause", "nope"], unknown),
         (vec!["sagas", "resume", "nope"], unknown),
         (vec!["sagas", "show", "nope", "1"], unknown),
-        (vec!["sagas", "show", "transfer", "1"], "there is no transfer 1: `sagas list` shows what there is"),
+        (
+            vec!["sagas", "show", "transfer", "1"],
+            "-- dead-letters list transfer` the events from which none could begin",
+        ),
         (vec!["sagas", "retry", "transfer", &id], why),
         (vec!["sagas", "skip", "transfer", &id, "debit"], why),
         (vec!["sagas", "resolve", "transfer", &id, "--as", "completed", "--reason", " "], why),

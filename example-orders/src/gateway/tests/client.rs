@@ -7,7 +7,10 @@ use tokio::{net::TcpListener, task::AbortHandle};
 use uuid::Uuid;
 
 use super::{
-    super::{client::Client, server::serve},
+    super::{
+        client::{Client, wait},
+        server::serve,
+    },
     *,
 };
 
@@ -88,6 +91,17 @@ async fn who_asks_too_often_is_told_when_to_come_back() {
     let error = gateway.client.charge(Uuid::now_v7(), "1", 100).await.unwrap_err();
 
     assert_eq!(error, StepError::transient("the gateway is asked too often").retry_after(Duration::from_secs(7)));
+}
+
+#[test]
+fn when_to_come_back_is_said_in_seconds_or_as_a_time() {
+    let now = "2026-11-06T08:49:30Z".parse().unwrap();
+    let seconds = |said: &str| wait(said, now).map(|wait| wait.as_secs());
+
+    assert_eq!([seconds("0"), seconds("7")], [Some(0), Some(7)]);
+    assert_eq!(seconds("Fri, 06 Nov 2026 08:49:37 GMT"), Some(7));
+    assert_eq!(seconds("Fri, 06 Nov 2026 08:49:29 GMT"), None);
+    assert!(["", "soon", "-1", "2026-11-06"].iter().all(|said| seconds(said).is_none()));
 }
 
 #[tokio::test]
