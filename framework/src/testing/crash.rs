@@ -88,13 +88,14 @@ async fn settles(app: &App, place: &str) -> bool {
         if app.sagas().runtime.writes().1 {
             return true;
         }
-        let end = app.store().horizon().await.map(|horizon| horizon.safe);
-        let counts = app.sagas().summary().await;
-        if let (Ok(end), Ok(counts)) = (end, counts) {
+        let end = async || app.store().horizon().await.map(|horizon| horizon.safe);
+        // In this order: what was seen has begun, what has begun is counted, and nothing has come since.
+        let (at, seen) = (end().await, app.followers());
+        let (counts, later) = (app.sagas().summary().await, end().await);
+        if let (Ok(at), Ok(counts), Ok(later)) = (at, counts, later) {
             let begins = counts.values().any(|counts| counts.completed + counts.compensated + counts.stuck > 0);
             let ended = counts.values().all(|counts| counts.running == 0);
-            let seen = app.followers().iter().all(|follower| follower.position >= end);
-            if begins && ended && seen {
+            if begins && ended && at == later && seen.iter().all(|follower| follower.position >= at) {
                 return app.sagas().runtime.writes().1;
             }
         }
