@@ -19,8 +19,10 @@ use crate::{
     store::{Annals, Inner, Session},
 };
 
-/// How many positions a filtered page looks through at most.
-const SCAN: i64 = 100_000;
+/// How many positions a page looks through: so many for each event that it wants, and no fewer and no more than these.
+const SCAN_PER_EVENT: i64 = 48;
+const LEAST_SCAN: i64 = 4_096;
+const MOST_SCAN: i64 = 100_000;
 /// What one page takes at most, in events and in payload bytes.
 const PAGE_EVENTS: usize = 1_000;
 const PAGE_BYTES: usize = 2 << 20;
@@ -248,9 +250,10 @@ impl Inner {
         limit: usize,
     ) -> Result<Page<Position>, sqlx::Error> {
         let limit = limit.clamp(1, PAGE_EVENTS * 10);
-        // Rare events: what is looked through at once stays bounded, whatever is found in it.
-        let filtered = !read.event_types.is_empty() || !read.categories.is_empty() || !read.skipped_types.is_empty();
-        let end = if filtered { up_to.min(Position::new(read.after.get().saturating_add(SCAN))) } else { up_to };
+        // Rare events: what is looked through at once stays bounded, whatever is found in it. And so it does where Postgres knows
+        // nothing of the table yet: then it reads and sorts all of it, for each page.
+        let looked_through = (limit as i64).saturating_mul(SCAN_PER_EVENT).clamp(LEAST_SCAN, MOST_SCAN);
+        let end = up_to.min(Position::new(read.after.get().saturating_add(looked_through)));
         let some = |list: &[String]| if list.is_empty() { None } else { Some(list.to_vec()) };
         let page = fetch_page(conn, &self.event_bytes, limit, |last, limit| {
             self.sql
