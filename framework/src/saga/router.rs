@@ -157,10 +157,14 @@ pub(crate) async fn check_depth(store: &Annals, event: &Recorded<Payload>) -> Re
     if event.metadata.causation_id.is_none() {
         return Ok(());
     }
-    let (sql, event_id) = (store.inner.sql.read_causes.clone(), event.event_id);
+    let (sql, metadata) = (store.inner.sql.read_causes.clone(), &event.metadata);
+    let (causation_id, correlation_id) = (metadata.causation_id, metadata.correlation_id);
     let reading = store.inner.read("read what led to an event", |mut conn| {
-        let sql = sql.clone();
-        async move { sql.typed().bind(event_id).bind(DEPTH as i32 + 2).fetch_all(&mut *conn).await }
+        let (sql, stream, event_type) = (sql.clone(), event.stream.to_string(), event.event_type.to_string());
+        async move {
+            let reading = sql.typed().bind(causation_id).bind(DEPTH as i32 + 2).bind(correlation_id);
+            reading.bind(stream).bind(event_type).fetch_all(&mut *conn).await
+        }
     });
     let causes: Vec<(String, String)> = reading.await.map_err(passing)?;
     // The event itself is among them.
