@@ -195,7 +195,7 @@ pub(crate) fn effects(plan: &Plan, state: &State, now: DateTime<Utc>) -> Vec<Eff
         };
         Some(Effect { step: planned.name, what, attempt: step.attempts + 1, key: step.dead_keys })
     };
-    let known = |step: &&StepState| !(step.interrupted && leaves_doubt(plan, step));
+    let known = |step: &&StepState| !is_in_doubt(plan, step);
     state.current().filter(known).filter(|step| is_due(step) && lives(step)).filter_map(effect).collect()
 }
 
@@ -206,7 +206,7 @@ pub(crate) fn wakes_at(plan: &Plan, state: &State, now: DateTime<Utc>) -> Option
     }
     let wakes = |step: &StepState| {
         // That it is at a step which is not there, or may have been under way, is to be told at once.
-        if plan.step(&step.name).is_none() || (step.interrupted && leaves_doubt(plan, step)) {
+        if plan.step(&step.name).is_none() || is_in_doubt(plan, step) {
             return Some(now);
         }
         let lives = plan.step(&step.name).and_then(|planned| lives_until(planned, step));
@@ -231,6 +231,11 @@ fn lives_until(planned: &Planned, step: &StepState) -> Option<DateTime<Utc>> {
     };
     // Who had it tried again has looked.
     (repeats && step.unknown > 0 && !step.retried).then(|| later(step.key_since, life))
+}
+
+/// Whether an attempt may have been under way when its process was lost, of which nothing is recorded yet.
+pub(crate) fn is_in_doubt(plan: &Plan, step: &StepState) -> bool {
+    step.interrupted && leaves_doubt(plan, step)
 }
 
 /// Whether nobody knows what became of an attempt that nobody has told the end of. A command that commits with its step did, or did
@@ -296,9 +301,8 @@ impl<'p> Turn<'p> {
             Input::Failed { .. } | Input::NotDone { .. } | Input::NotSeen { .. } | Input::NotAnswered { .. } => {}
             Input::Denied { step, reason, is_run } => self.denied(step, &reason, is_run)?,
             Input::NeverTried { step } => {
-                let Some(over) = self.state.step(&step).filter(|step| self.state.is_over(step, self.now)) else {
-                    return Ok(());
-                };
+                let is_over = |step: &&StepState| self.state.is_over(step, self.now) && !is_in_doubt(self.plan, step);
+                let Some(over) = self.state.step(&step).filter(is_over) else { return Ok(()) };
                 let error = match &over.last_error {
                     Some(error) => format!("it was given up before its next attempt: {error}"),
                     None => "it was given up before it was tried".into(),
@@ -339,7 +343,9 @@ impl<'p> Turn<'p> {
             Input::Tick => self.tick(),
             Input::Interrupted => self.interrupted(),
             Input::Broken { step, reason, interrupted } => {
-                if !self.state.has_ended() {
+                // What could not be read may have opened again what has ended.
+                let may_be_open = step.is_none() && !matches!(self.state.phase, Phase::Resolved(_));
+                if may_be_open || !self.state.has_ended() {
                     self.interrupted |= interrupted;
                     self.stuck(step.as_deref(), reason);
                 }

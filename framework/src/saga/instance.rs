@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::{
     FailureKind, Found, SagaEvent, StepError,
     definition::{Call, Definition, NotCommitted},
-    engine::{Effect, Failure, Input, What, decide, effects, wakes_at},
+    engine::{Effect, Failure, Input, What, decide, effects, is_in_doubt, wakes_at},
     plan::{Kind, Plan},
     runtime::Runtime,
     state::{Phase, State, later},
@@ -189,7 +189,6 @@ impl Instance {
     /// The same, until the store takes it; none once the app ends.
     async fn tell_surely(&mut self, input: Input, writer: Writer) -> Option<()> {
         loop {
-            let before = self.version;
             match self.tell(input.clone(), writer, &Cause::default()).await {
                 Ok(_) => return Some(()),
                 Err(StoreError::Closed) => return None,
@@ -218,13 +217,25 @@ impl Instance {
                     // It may have been written after all; and it may be somebody else's by now, who has gone on.
                     self.doubted = true;
                     let _ = self.catch_up().await;
-                    let is_past = matches!(input, Input::Interrupted) && self.version != before;
-                    if is_past || matches!(input, Input::NeverTried { .. } | Input::Tick) {
+                    let is_past = match input {
+                        Input::NeverTried { .. } | Input::Tick => true,
+                        Input::Interrupted => !self.is_marked().await,
+                        _ => false,
+                    };
+                    if is_past {
                         return Some(());
                     }
                 }
             }
         }
+    }
+
+    /// Whether its row says that it was interrupted; in doubt it does. Whoever runs it and writes takes the mark away.
+    async fn is_marked(&self) -> bool {
+        let store = &self.runtime.store;
+        let asking = store.inner.sql.read_saga.query().bind(self.stream.as_str());
+        let row = store.inner.reads.optional("read whether a saga was interrupted", asking).await;
+        row.map_or(true, |row| row.is_some_and(|row| sqlx::Row::get(&row, 3)))
     }
 
     /// What was appended has happened.

@@ -361,10 +361,10 @@ impl State {
                     phase => matches!(phase, Phase::Undoing | Phase::Compensated),
                 };
                 // What was told before stays told: of a step until that is settled, otherwise until somebody has seen to it.
-                let known = self.unsettled.as_ref().or(match &self.phase {
+                let known = match &self.phase {
                     Phase::Stuck { reason, .. } if step.is_none() => Some(reason),
-                    _ => None,
-                });
+                    _ => self.unsettled.as_ref(),
+                };
                 let reason = match known {
                     Some(known) if known.contains(reason) => known.clone(),
                     Some(known) => format!("{known}; and {reason}"),

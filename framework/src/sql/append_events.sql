@@ -82,7 +82,11 @@ saga_moved as (
   update annals.sagas s
   set definition = saga.definition, version = saga.version, state = saga.state, step = saga.step, reason = saga.reason,
     owner = case when s.owner is null or s.owner = saga.writer then saga.owner else s.owner end,
-    due_at = case when saga.owner is null then saga.due_at else s.due_at end,
+    due_at = case
+      when saga.owner is not null then s.due_at
+      -- That it was interrupted is told first, whatever somebody else has told it.
+      when s.interrupted and s.owner is null and saga.writer is null then coalesce(s.due_at, saga.due_at)
+      else saga.due_at end,
     interrupted = s.interrupted and coalesce(s.owner <> saga.writer, true),
     owned_at = case when s.owner = saga.owner then s.owned_at else clock_timestamp() end, waits_for = null, changed_at = clock_timestamp(),
     told_at = case when saga.state = 'stuck' and s.state = 'stuck' then s.told_at end,

@@ -253,20 +253,28 @@ impl Inner {
         // Rare events: what is looked through at once stays bounded, whatever is found in it. And so it does where Postgres knows
         // nothing of the table yet: then it reads and sorts all of it, for each page.
         let looked_through = (limit as i64).saturating_mul(SCAN_PER_EVENT).clamp(LEAST_SCAN, MOST_SCAN);
-        let end = up_to.min(Position::new(read.after.get().saturating_add(looked_through)));
+        let mut end = up_to.min(Position::new(read.after.get().saturating_add(looked_through)));
         let some = |list: &[String]| if list.is_empty() { None } else { Some(list.to_vec()) };
-        let page = fetch_page(conn, &self.event_bytes, limit, |last, limit| {
-            self.sql
-                .read_log
-                .query()
-                .bind(last.map_or(read.after, |last| last.position).get())
-                .bind(end.get())
-                .bind(some(&read.event_types))
-                .bind(some(&read.categories))
-                .bind(limit as i64)
-                .bind(some(&read.skipped_types))
-        })
-        .await?;
+        let filtered = !read.event_types.is_empty() || !read.categories.is_empty() || !read.skipped_types.is_empty();
+        let page = loop {
+            let page = fetch_page(conn, &self.event_bytes, limit, |last, limit| {
+                self.sql
+                    .read_log
+                    .query()
+                    .bind(last.map_or(read.after, |last| last.position).get())
+                    .bind(end.get())
+                    .bind(some(&read.event_types))
+                    .bind(some(&read.categories))
+                    .bind(limit as i64)
+                    .bind(some(&read.skipped_types))
+            })
+            .await?;
+            // Only a filter leaves a page empty: this is a gap, and what is behind it is looked for.
+            if filtered || end == up_to || !page.events.is_empty() {
+                break page;
+            }
+            end = up_to;
+        };
         let next = page.events.last().filter(|_| page.cut).map(|last| last.position);
         Ok(Page { next: next.or((end < up_to).then_some(end)), events: page.events })
     }

@@ -8,7 +8,7 @@ impl<'p> Turn<'p> {
         loop {
             let goes_on = matches!(self.state.phase, Phase::Forward | Phase::Undoing);
             // What a build could not record that had no step of that name, or could not read it.
-            let interrupted = |step: &&StepState| step.interrupted && leaves_doubt(self.plan, step);
+            let interrupted = |step: &&StepState| is_in_doubt(self.plan, step);
             let interrupted = self.state.current().find(interrupted).map(|step| step.name.clone());
             if let Some(step) = interrupted.filter(|_| goes_on) {
                 self.is_interrupted(&step);

@@ -144,7 +144,8 @@ impl Instance {
             let is_late = |step: &&StepState| {
                 let is_call = plan.plan().step(&step.name).is_some_and(|it| !matches!(it.kind, Kind::Wait { .. }));
                 let here = flying.iter().any(|(name, _)| *name == step.name);
-                is_call && step.is_open() && step.unknown == 0 && !here && self.state.is_over(step, now)
+                let is_untried = step.is_open() && step.unknown == 0 && !here && !is_in_doubt(plan.plan(), step);
+                is_call && is_untried && self.state.is_over(step, now)
             };
             let late = self.state.current().find(is_late).map(|step| step.name.clone());
             if let Some(step) = late {
