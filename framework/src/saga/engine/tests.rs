@@ -783,13 +783,16 @@ fn what_somebody_has_to_see_to_stays_told_whatever_comes() {
     is_told(&tell(&stuck, Input::Failed { key: 1, step: "flight".into(), failure: failure() }), false);
     is_told(&tell(&stuck, Input::Succeeded { key: 1, step: "flight".into(), output: json!("F1") }), false);
     let mut silent = stuck.clone();
-    for _ in 0..9 {
+    for _ in 0..12 {
         let failure = StepError::unknown("?").into();
         silent = tell(&silent, Input::Failed { key: 1, step: "flight".into(), failure });
         is_told(&silent, false);
     }
     is_told(&tell(&silent, Input::Denied { step: "flight".into(), reason: "no".into(), is_run: false }), false);
-    is_told(&tell(&silent, Input::Broken { step: None, reason: "?".into(), interrupted: false }), false);
+    let unreadable = tell(&silent, Input::Broken { step: None, reason: "a dream".into(), interrupted: false });
+    is_told(&unreadable, false);
+    let Phase::Stuck { reason, .. } = &unreadable.phase else { panic!() };
+    assert!(reason.contains("Look for the key") && reason.contains("a dream"), "{reason}");
     // Until somebody has.
     let seen = Input::Retry { reason: "it is given back".into() };
     assert_eq!(tell(&stuck, seen.clone()).phase, Phase::Forward);
@@ -811,6 +814,15 @@ fn what_has_ended_and_what_is_stuck_gives_nothing_up() {
         let input = Input::NeverTried { step: "hotel".into() };
         decide(&without(&[]), state, input, DateTime::UNIX_EPOCH + 1_000 * MINUTE).unwrap().0
     };
+    // What a build could not read may have opened again what had ended.
+    let unreadable = Input::Broken { step: None, reason: "a dream".into(), interrupted: true };
+    let broken =
+        |state: &State| decide(&without(&[]), state, unreadable.clone(), DateTime::UNIX_EPOCH).unwrap().1.phase;
+    let undone =
+        booked().cancelled("no").fails("hotel", StepError::business("no")).fails("flight", StepError::business("no"));
+    assert!(matches!(broken(undone.then_compensated().state()), Phase::Stuck { undoing: true, .. }));
+    let resolved = booked().resolved(Outcome::Compensated, "by hand");
+    assert_eq!(broken(resolved.state()), Phase::Resolved(Outcome::Compensated));
     assert!(given_up(booked().resolved(Outcome::Compensated, "by hand").state()).is_empty());
     assert!(
         given_up(
