@@ -119,7 +119,7 @@ pub enum SagaEvent {
         step: Option<String>,
         /// Why.
         reason: String,
-        /// Steps that were begun, have not happened, and are given up.
+        /// Steps that waited for an event or a time, and are given up with this. A call is given up by an event of its own.
         abandoned: Vec<String>,
     },
     /// The undo of a step began.
