@@ -112,7 +112,12 @@ fn cases(events: usize, id: &str) -> Vec<(&'static str, &'static str, &'static s
         ("append_one", "", LANE, one),
         ("append_each", ", 32 streams", LANE, each),
         ("append_events", ", 32 appends of 10, with command ids", LANE, batch),
-        ("find_append", "", "reset all", format!("'sale-{stream}', array['{id}'::uuid]")),
+        (
+            "find_appends",
+            "",
+            "reset all",
+            format!("array['sale-{stream}'], array[0::bigint], array['{id}'::uuid], array['{id}'::uuid]"),
+        ),
         ("load_aggregate", "", READ, format!("'sale-{stream}', 1, 0, 10000, false")),
         ("read_stream_forwards", "", READ, format!("'sale-{stream}', 0, {}, null, 1000", i64::MAX)),
         ("read_stream_backwards", "", READ, format!("'sale-{stream}', 0, {}, null, 1", i64::MAX)),

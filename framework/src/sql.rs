@@ -182,7 +182,7 @@ statements! {
     count_sagas,
     move_follower,
     raise_version,
-    find_append,
+    find_appends,
     find_events,
     read_safe_position,
     read_stream_forwards,

@@ -116,7 +116,8 @@ async fn over_a_network_that_cuts_all_the_time_nothing_is_lost_or_doubled() {
     let (faults, all) = (proxy.faults(), told.len());
     let (written, unknown) = check_truth(database.url(), told).await;
     println!("{all} appends over {faults} cuts: {written} written, {unknown} unknown");
-    assert!(faults > 10 && written + unknown == all && written > all / 2, "{faults} {written} {unknown}");
+    // The network carries twenty messages at a time: however many appends an answer was about, a look for them takes fewer.
+    assert!(faults > 10 && (written, unknown) == (all, 0), "{faults} {written} {unknown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,10 +4,11 @@
 //! nothing while the old backend lives, for it may be about to commit, behind a network that carries nothing back. So the
 //! old backend is ended, and only once it is gone does "not there" mean "not written".
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use sqlx::{Connection, PgConnection, Row};
 use tokio::time::{Instant, sleep};
+use uuid::Uuid;
 
 use crate::{
     Position, Receipt, Version,
@@ -62,14 +63,11 @@ async fn look(
         let mut conn = on(inner, &mut conn).await?;
         // First whether it is gone: what it committed before that, the statements that follow see.
         let gone = is_gone(&mut conn, inner, backend).await?;
-        let mut outcomes = Vec::with_capacity(works.len());
-        for work in works {
-            outcomes.push(find(&mut conn, inner, work).await?);
-        }
+        let outcomes = find(&mut conn, inner, works).await?;
         conn.end().await?;
         Ok(Some(outcomes).filter(|outcomes| gone || outcomes.iter().all(Option::is_some)))
     };
-    // A look at a large batch is many statements: it has the time that its callers have.
+    // A look at a large batch may take long: it has the time that its callers have.
     let limit = deadline.saturating_duration_since(Instant::now()).max(inner.config.statement_deadline);
     let result: Result<_, sqlx::Error> = within(limit, "look for an append", looking).await?;
     let _ = tokio::time::timeout(Duration::from_secs(1), conn.close()).await;
@@ -81,47 +79,57 @@ async fn is_gone(conn: &mut PgConnection, inner: &Inner, backend: Backend) -> Re
     ending.fetch_one(conn).await?.try_get(0)
 }
 
-/// The receipts of `work` if it is stored. An append is all or nothing, so its first event stands for all of it.
-async fn find(conn: &mut PgConnection, inner: &Inner, work: &Work) -> Result<Option<Appended>, sqlx::Error> {
+/// The receipts of those of `works` that are stored. An append is all or nothing: its first event and its last stand for it.
+async fn find(conn: &mut PgConnection, inner: &Inner, works: &[&Work]) -> Result<Vec<Option<Appended>>, sqlx::Error> {
     // An append without events leaves nothing to find, and is harmless to repeat.
-    if work.events() == 0 {
-        return Ok(None);
-    }
-    let mut receipts = vec![Receipt::default(); work.appends.len()];
-    let mut first = i64::MAX;
-    let parts = || work.appends.iter().enumerate();
-    for (nth, append) in parts().filter(|(_, append)| !append.events.is_empty()) {
-        let ids: Vec<_> = append.events.iter().map(|event| event.event_id).collect();
-        let rows = inner.sql.find_append.query().bind(append.stream.as_str()).bind(&ids).fetch_all(&mut *conn).await?;
-        if rows.len() < ids.len() {
-            return Ok(None);
+    let mut found: Vec<Option<Vec<Receipt>>> =
+        works.iter().map(|work| (work.events() > 0).then(|| vec![Receipt::default(); work.appends.len()])).collect();
+    let (mut sought, mut checked) = (vec![], vec![]);
+    for (of, work) in works.iter().enumerate() {
+        for (nth, append) in work.appends.iter().enumerate() {
+            match (append.events.first(), append.events.last()) {
+                (Some(first), Some(last)) => sought.push((of, nth, append, first.event_id, last.event_id)),
+                _ => checked.push((of, nth, append)),
+            }
         }
-        let column = |name: &str| rows.iter().map(|row| row.get::<i64, _>(name)).collect::<Vec<_>>();
-        let (versions, positions) = (column("version"), column("position"));
-        let last = |column: &[i64]| column.iter().copied().max().unwrap_or(0);
-        first = positions.iter().copied().fold(first, i64::min);
-        let (version, position) = (Version::new(last(&versions)), Position::new(last(&positions)));
-        receipts[nth] = Receipt { version, position, appended: ids.len() };
+    }
+    let rows = inner
+        .sql
+        .find_appends
+        .query()
+        .bind(sought.iter().map(|(_, _, append, ..)| append.stream.as_str()).collect::<Vec<_>>())
+        .bind(sought.iter().map(|(_, _, append, ..)| expected(append).max(0)).collect::<Vec<_>>())
+        .bind(sought.iter().map(|(_, _, _, first, _)| *first).collect::<Vec<_>>())
+        .bind(sought.iter().map(|(.., last)| *last).collect::<Vec<_>>())
+        .fetch_all(&mut *conn)
+        .await?;
+    let rows: HashMap<(i64, Uuid), (i64, i64)> =
+        rows.iter().map(|row| ((row.get(0), row.get(1)), (row.get(2), row.get(3)))).collect();
+    let mut begins = vec![i64::MAX; works.len()];
+    for (sought, (of, nth, append, first, last)) in (1..).zip(sought) {
+        match (rows.get(&(sought, first)), rows.get(&(sought, last))) {
+            (Some((_, begin)), Some((version, position))) => {
+                begins[of] = begins[of].min(*begin);
+                if let Some(receipts) = &mut found[of] {
+                    let (version, position) = (Version::new(*version), Position::new(*position));
+                    receipts[nth] = Receipt { version, position, appended: append.events.len() };
+                }
+            }
+            _ => found[of] = None,
+        }
     }
     // What was only checked stood where it was expected, before the first of these events.
-    for (nth, append) in parts().filter(|(_, append)| append.events.is_empty()) {
+    for (of, nth, append) in checked {
+        let Some(receipts) = &mut found[of] else { continue };
         let expected = match expected(append) {
             any if any < 0 => i64::MAX,
             version => version,
         };
-        let row = inner
-            .sql
-            .read_standing
-            .query()
-            .bind(append.stream.as_str())
-            .bind(expected)
-            .bind(first - 1)
-            .fetch_optional(&mut *conn)
-            .await?;
-        if let Some(row) = row {
+        let standing = inner.sql.read_standing.query().bind(append.stream.as_str()).bind(expected).bind(begins[of] - 1);
+        if let Some(row) = standing.fetch_optional(&mut *conn).await? {
             let (version, position) = (Version::new(row.get("version")), Position::new(row.get("position")));
             receipts[nth] = Receipt { version, position, appended: 0 };
         }
     }
-    Ok(Some(Appended::Written(receipts)))
+    Ok(found.into_iter().map(|receipts| receipts.map(Appended::Written)).collect())
 }
