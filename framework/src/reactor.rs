@@ -3,16 +3,16 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use uuid::Uuid;
 
 use crate::{
     Aggregate, App, Begin, Event, FailureKind, FailurePolicy, Id, InvalidInput, Options, Payload, Receipt, Recorded,
-    StepError, StoreError, StreamId, Target, Version,
+    StepError, StreamId, Target, Version,
     event::contract::Contracts,
     saga::{Runtime, check_depth},
     store::Annals,
-    subscription::{Done, EffectFollower, FollowError, Handle, Model},
+    subscription::{Done, EffectFollower, FollowError, Handle, Model, Time},
 };
 
 /// Does something about each event: sends a message, has another aggregate do something (choreography).
@@ -85,7 +85,8 @@ pub trait Reactor: Send + Sync + 'static {
     /// Where a new reactor begins.
     const BEGIN: Begin = Begin::Now;
     /// What becomes of an event that fails, and how often it is tried. One event has a fourth of [`FailurePolicy::deadline`],
-    /// without the wait for its turn to call.
+    /// without the wait for its turn to call. However many there are, none is cut off for it: what cannot begin in half of the
+    /// deadline has its turn in the next batch.
     const FAILURES: FailurePolicy = FailurePolicy::PARK;
     /// How many partitions it begins with, each with the streams of its own.
     const PARTITIONS: u32 = 1;
@@ -193,7 +194,7 @@ impl<R: Reactor> Handle for Reacting<R> {
         self: Arc<Self>,
         raw: Arc<Recorded<Payload>>,
         head: Option<Version>,
-        limit: Duration,
+        time: Time,
     ) -> BoxFuture<'static, Result<Done, FollowError>> {
         Box::pin(async move {
             let event = self.contracts.decode::<R::Event>(&raw).map_err(|error| FollowError::from(Box::new(error)))?;
@@ -208,18 +209,20 @@ impl<R: Reactor> Handle for Reacting<R> {
             }
             check_depth(&self.runtime.store, &raw).await?;
             let app = self.runtime.app().filter(|_| !self.runtime.stop.is_cancelled());
-            let Some(app) = app else { return Err(waiting("the app is shut down")) };
+            let Some(app) = app else { return Err(FollowError::Waiting("the app is shut down".into())) };
             let key = Uuid::new_v5(&NAMESPACE, format!("{} {}", R::NAME, event.event_id).as_bytes());
             let admitted = match R::TARGET {
                 None => None,
-                Some(target) => match self.runtime.breakers.admit(&target, async { true }).await {
-                    Ok(admitted) => admitted,
-                    Err(_) => return Err(waiting(&format!("the circuit breaker before {} is open", target.name))),
-                },
+                Some(target) => {
+                    let admitting = self.runtime.breakers.admit(&target, async { true });
+                    let open = |_| FollowError::Waiting(format!("the circuit breaker before {} is open", target.name));
+                    let admitted = timeout_at(time.begins_until, admitting).await;
+                    admitted.map_err(|_| FollowError::Unfinished)?.map_err(open)?
+                }
             };
             let reaction = Reaction { event, key, age, present, app };
-            let Ok(result) = timeout(limit, self.reactor.react(reaction)).await else {
-                return Err(FollowError::Hung(limit));
+            let Ok(result) = timeout(time.limit, self.reactor.react(reaction)).await else {
+                return Err(FollowError::Hung(time.limit));
             };
             if let Some(admitted) = admitted {
                 let failure = result.as_ref().err().filter(|error| error.kind() != FailureKind::Business);
@@ -227,14 +230,9 @@ impl<R: Reactor> Handle for Reacting<R> {
             }
             result.map(|()| Done::Handled).map_err(|error| match self.runtime.stop.is_cancelled() {
                 // What it called for was refused here, and nobody else has said no: another process, or the next start, does it.
-                true => waiting(&format!("the app is shut down: {error}")),
+                true => FollowError::Waiting(format!("the app is shut down: {error}")),
                 false => FollowError::Handler(error.into()),
             })
         })
     }
-}
-
-/// Nothing can be done at present: the reactor waits, and no event fails for it.
-fn waiting(why: &str) -> FollowError {
-    FollowError::Store(StoreError::Unavailable { what: "react to an event", source: sqlx::Error::Protocol(why.into()) })
 }

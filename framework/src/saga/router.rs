@@ -1,6 +1,6 @@
 //! What an event means to sagas: instances begin, get what they wait for, or are called off.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use serde_json::Value;
@@ -16,7 +16,7 @@ use crate::{
     Id, InvalidInput, Payload, Recorded, StoreError, StreamId, Version,
     event::contract::Contracts,
     store::Annals,
-    subscription::{Done, EffectFollower, FollowError, Handle, Model},
+    subscription::{Done, EffectFollower, FollowError, Handle, Model, Time},
 };
 
 /// The follower of a saga, in all its versions.
@@ -103,7 +103,7 @@ impl Handle for Router {
         self: Arc<Self>,
         event: Arc<Recorded<Payload>>,
         _: Option<Version>,
-        _: Duration,
+        _: Time,
     ) -> BoxFuture<'static, Result<Done, FollowError>> {
         Box::pin(async move {
             let metadata = &event.metadata;
@@ -191,9 +191,6 @@ pub(crate) async fn check_depth(store: &Annals, event: &Recorded<Payload>) -> Re
 pub(crate) fn passing(error: StoreError) -> FollowError {
     match error {
         error @ (StoreError::Invalid(_) | StoreError::Unfit(_)) => FollowError::Handler(error.into()),
-        error => FollowError::Store(StoreError::Unavailable {
-            what: "tell a saga of an event",
-            source: sqlx::Error::Protocol(error.to_string()),
-        }),
+        error => FollowError::Waiting(format!("what follows from an event cannot begin: {error}")),
     }
 }

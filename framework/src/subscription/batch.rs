@@ -68,6 +68,20 @@ pub(crate) trait Follower: Send + Sync {
     fn holds(&self) -> bool {
         false
     }
+
+    /// How many parked keys it can work on at once, ahead of their retries.
+    fn keys_at_once(&self) -> usize {
+        1
+    }
+
+    /// Does, of several keys at once, what can be done before [`Follower::apply`] is given the retry of each.
+    fn work_ahead<'a>(
+        &'a self,
+        _keys: Vec<Vec<Arc<Recorded<Payload>>>>,
+        _policy: &'a FailurePolicy,
+    ) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
+    }
 }
 
 /// Whether a piece of work was committed.

@@ -2,20 +2,26 @@
 //! moves, so it may take place again, and whoever does it must know the same thing by the same key.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures::{StreamExt, future::BoxFuture, stream};
 use sqlx::PgConnection;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     batch::{Applied, Batch, Follower, Letters, Work},
     failure::{FollowError, message},
+    policy::FailurePolicy,
 };
-use crate::{Payload, Position, Recorded, StreamId, Version, error::StoreError, store::Annals};
+use crate::{
+    Payload, Position, Recorded, StreamId, Version,
+    error::StoreError,
+    store::{Annals, BATCH_DEADLINE},
+};
 
 /// What became of an event.
 pub(crate) enum Done {
@@ -29,13 +35,28 @@ pub(crate) trait Handle: Send + Sync + 'static {
     /// Whether it wants to know how far each event's stream is.
     const WANTS_HEADS: bool = false;
 
-    /// `limit`: for what may never end; to wait for one's turn does not count.
     fn handle(
         self: Arc<Self>,
         event: Arc<Recorded<Payload>>,
         head: Option<Version>,
-        limit: Duration,
+        time: Time,
     ) -> BoxFuture<'static, Result<Done, FollowError>>;
+}
+
+/// How much time there is for the events of a batch. Together they end before the batch's deadline, so what is slow is not cut off.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Time {
+    /// For what may never end; to wait for one's turn does not count.
+    pub(crate) limit: Duration,
+    /// Nothing begins later: whoever still waits for its turn is [`FollowError::Unfinished`].
+    pub(crate) begins_until: Instant,
+}
+
+impl Time {
+    fn of(policy: &FailurePolicy) -> Self {
+        let deadline = policy.deadline.min(BATCH_DEADLINE);
+        Self { limit: deadline / 4, begins_until: Instant::now() + deadline / 2 }
+    }
 }
 
 /// How many streams are handled at once.
@@ -49,8 +70,10 @@ const BATCH: usize = 256;
 pub(crate) struct EffectFollower<H> {
     store: Annals,
     handler: Arc<H>,
-    /// What is done behind the checkpoint: a batch that is given again does not do it twice.
+    /// What is done behind the checkpoint, or ahead of a retry: what is given again is not done twice.
     done: Mutex<BTreeSet<Position>>,
+    /// What failed so, and is told when it is given again.
+    failed: Mutex<BTreeMap<Position, FollowError>>,
 }
 
 type Event = Arc<Recorded<Payload>>;
@@ -59,24 +82,30 @@ type Handled = (StreamId, Vec<(Position, Done)>, Option<(Position, FollowError)>
 
 impl<H: Handle> EffectFollower<H> {
     pub(crate) fn new(store: Annals, handler: Arc<H>) -> Self {
-        Self { store, handler, done: Mutex::default() }
+        Self { store, handler, done: Mutex::default(), failed: Mutex::default() }
     }
 
     fn done(&self) -> MutexGuard<'_, BTreeSet<Position>> {
         self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How far the streams of a batch are.
-    async fn heads(&self, batch: &Batch, conn: &mut PgConnection) -> Result<HashMap<String, Version>, FollowError> {
+    fn failed(&self) -> MutexGuard<'_, BTreeMap<Position, FollowError>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far the streams of `events` are.
+    async fn heads(&self, events: impl Iterator<Item = &Event>) -> Result<HashMap<String, Version>, FollowError> {
         if !H::WANTS_HEADS {
             return Ok(HashMap::new());
         }
-        let streams: BTreeSet<&str> = batch.events.iter().map(|event| event.stream.as_str()).collect();
-        let reading = self.store.inner.sql.read_heads.typed().bind(streams.into_iter().collect::<Vec<_>>());
-        let rows: Vec<(String, i64)> = reading
-            .fetch_all(conn)
-            .await
-            .map_err(|error| FollowError::Store(StoreError::on("read how far streams are")(error)))?;
+        let streams: BTreeSet<String> = events.map(|event| event.stream.to_string()).collect();
+        let streams: Vec<String> = streams.into_iter().collect();
+        let sql = self.store.inner.sql.read_heads.clone();
+        let reading = self.store.inner.read("read how far streams are", |mut conn| {
+            let (sql, streams) = (sql.clone(), streams.clone());
+            async move { sql.typed().bind(streams).fetch_all(&mut *conn).await }
+        });
+        let rows: Vec<(String, i64)> = reading.await.map_err(FollowError::Store)?;
         Ok(rows.into_iter().map(|(stream, version)| (stream, Version::new(version))).collect())
     }
 
@@ -98,9 +127,8 @@ impl<H: Handle> EffectFollower<H> {
                 None => streams.push((raw.stream.clone(), vec![raw.clone()])),
             }
         }
-        let heads = self.heads(batch, conn).await?;
-        // One event may not keep the whole batch from its deadline.
-        let limit = batch.policy.deadline / 4;
+        let time = Time::of(&batch.policy);
+        let heads = self.heads(batch.events.iter()).await?;
         let known = |position: Position, stream: &str| {
             let poison = letters.poison(position, stream, false).or_else(|| letters.poison(position, stream, true));
             poison.map(|poison| FollowError::Known(poison.told.text.clone()))
@@ -113,9 +141,12 @@ impl<H: Handle> EffectFollower<H> {
         let poisoned = Arc::new(poisoned);
         let handling = streams.into_iter().map(|(stream, events)| {
             let head = heads.get(stream.as_str()).copied();
-            self.handle_all((stream, head), events, poisoned.clone(), limit)
+            self.handle_all((stream, head), events, poisoned.clone(), time)
         });
-        let handled: Vec<Handled> = stream::iter(handling).buffer_unordered(AT_ONCE).collect().await;
+        let mut handled: Vec<Handled> = stream::iter(handling).buffer_unordered(AT_ONCE).collect().await;
+        if let Some(error) = self.put_off(&mut handled) {
+            return Err(error);
+        }
         let mut skipped = vec![];
         for (stream, done, failed, behind) in handled {
             for (position, done) in done {
@@ -131,9 +162,6 @@ impl<H: Handle> EffectFollower<H> {
                 }
             }
             if let Some((position, error)) = failed {
-                if error.is_passing() {
-                    return Err(error);
-                }
                 letters.fail(position, stream.as_str(), false, error)?;
             }
             // Of a key that is tried again, the rest waits where it is.
@@ -145,13 +173,25 @@ impl<H: Handle> EffectFollower<H> {
         self.commit(batch, letters, skipped, conn).await
     }
 
+    /// If the batch is to be given again, says why, and keeps what failed of it, so that this counts.
+    fn put_off(&self, handled: &mut [Handled]) -> Option<FollowError> {
+        let because = |handled: &mut Handled| {
+            let is_so = handled.2.as_ref().is_some_and(|(_, error)| is_put_off(error));
+            is_so.then(|| handled.2.take()).flatten().map(|(_, error)| error)
+        };
+        let error = handled.iter_mut().find_map(because)?;
+        let failed = handled.iter_mut().filter_map(|(_, _, failed, _)| failed.take());
+        self.failed().extend(failed.filter(|(_, error)| !is_put_off(error)));
+        Some(error)
+    }
+
     /// The events of one stream, in order, up to the first that fails.
     fn handle_all(
         &self,
         (stream, head): (StreamId, Option<Version>),
         events: Vec<Event>,
         poisoned: Arc<Vec<(Position, FollowError)>>,
-        limit: Duration,
+        time: Time,
     ) -> BoxFuture<'_, Handled> {
         Box::pin(async move {
             let (mut done, mut failed) = (vec![], None);
@@ -159,10 +199,13 @@ impl<H: Handle> EffectFollower<H> {
             for event in events.by_ref() {
                 let position = event.position;
                 let known = poisoned.iter().find(|(at, _)| *at == position);
-                let result = match known {
-                    Some((_, error)) => Err(FollowError::Known(error.to_string())),
+                let known = known.map(|(_, error)| FollowError::Known(error.to_string()));
+                let failed_ahead = self.failed().remove(&position);
+                let result = match known.or(failed_ahead) {
+                    Some(error) => Err(error),
                     None if self.done().contains(&position) => Ok(Done::Handled),
-                    None => self.handle(event, head, limit).await,
+                    None if Instant::now() >= time.begins_until => Err(FollowError::Unfinished),
+                    None => self.handle(event, head, time).await,
                 };
                 match result {
                     Ok(outcome) => {
@@ -181,8 +224,8 @@ impl<H: Handle> EffectFollower<H> {
         })
     }
 
-    async fn handle(&self, event: Event, head: Option<Version>, limit: Duration) -> Result<Done, FollowError> {
-        let task = AbortOnDropHandle::new(tokio::spawn(self.handler.clone().handle(event, head, limit)));
+    async fn handle(&self, event: Event, head: Option<Version>, time: Time) -> Result<Done, FollowError> {
+        let task = AbortOnDropHandle::new(tokio::spawn(self.handler.clone().handle(event, head, time)));
         match task.await {
             Ok(result) => result,
             Err(error) if error.is_panic() => Err(FollowError::Panicked(message(error.into_panic()))),
@@ -238,6 +281,11 @@ impl<H: Handle> EffectFollower<H> {
     }
 }
 
+/// Whether it says nothing about the event.
+fn is_put_off(error: &FollowError) -> bool {
+    error.is_passing() || matches!(error, FollowError::Unfinished)
+}
+
 impl<H: Handle> Follower for EffectFollower<H> {
     fn most(&self) -> usize {
         BATCH
@@ -249,5 +297,27 @@ impl<H: Handle> Follower for EffectFollower<H> {
         conn: &'a mut PgConnection,
     ) -> BoxFuture<'a, Result<Applied, FollowError>> {
         Box::pin(self.work(batch, conn))
+    }
+
+    fn keys_at_once(&self) -> usize {
+        AT_ONCE
+    }
+
+    fn work_ahead<'a>(&'a self, keys: Vec<Vec<Event>>, policy: &'a FailurePolicy) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            self.failed().clear();
+            let time = Time::of(policy);
+            // Whoever gives them one by one then hears of it, too.
+            let Ok(heads) = self.heads(keys.iter().flatten()).await else { return };
+            let nothing = Arc::new(vec![]);
+            let handling = keys.into_iter().filter_map(|events| {
+                let stream = events.first()?.stream.clone();
+                let head = heads.get(stream.as_str()).copied();
+                Some(self.handle_all((stream, head), events, nothing.clone(), time))
+            });
+            let handled: Vec<Handled> = stream::iter(handling).buffer_unordered(AT_ONCE).collect().await;
+            let failed = handled.into_iter().filter_map(|(_, _, failed, _)| failed);
+            self.failed().extend(failed.filter(|(_, error)| !is_put_off(error)));
+        })
     }
 }

@@ -32,6 +32,12 @@ pub(crate) enum FollowError {
     At { position: Position, source: Box<FollowError> },
     #[error("{0}")]
     Known(String),
+    /// It cannot be done at present, which is not the event's fault.
+    #[error("{0}")]
+    Waiting(String),
+    /// There was no time left to begin it.
+    #[error("the events of the batch take too long to be done together")]
+    Unfinished,
     #[error("{0}")]
     Halt(String),
 }
@@ -45,10 +51,11 @@ pub(crate) struct Told {
 }
 
 impl FollowError {
-    /// Whether it is the database that failed, and not an event.
+    /// Whether it is the database that failed, or whoever is called, and not an event.
     pub(super) fn is_passing(&self) -> bool {
         match self {
             Self::Store(error) => matches!(error, StoreError::Unavailable { .. } | StoreError::Timeout { .. }),
+            Self::Waiting(_) => true,
             Self::Handler(error) => is_connection_lost(&**error),
             Self::At { source, .. } => source.is_passing(),
             _ => false,
@@ -118,7 +125,7 @@ fn is_connection_lost(error: &(dyn std::error::Error + 'static)) -> bool {
 
 /// A failed step.
 pub(super) enum Failure {
-    /// The database failed, and no event: it passes.
+    /// The database failed, or who is called is away, and no event failed: it passes.
     Passing(String),
     /// The model is broken: to go on with the next event would break on that, too.
     Model(String),
@@ -126,6 +133,8 @@ pub(super) enum Failure {
     Events { count: usize, first: Option<Position>, at: Option<Position>, told: Told },
     /// A handler did not end: it is known where it is.
     Hung(Poison),
+    /// Not all of so many events could be begun in time: they are given again, fewer at once.
+    Unfinished(usize),
     /// It must not go on.
     Halt(String),
 }
@@ -137,6 +146,7 @@ impl Failure {
             error if error.is_passing() => Self::Passing(error.text()),
             error if error.is_models() => Self::Model(error.text()),
             FollowError::Halt(text) => Self::Halt(text),
+            FollowError::Unfinished => Self::Unfinished(count),
             FollowError::At { position, source } => {
                 Self::Events { count, first, at: Some(position), told: source.told() }
             }
@@ -148,6 +158,7 @@ impl Failure {
         match self {
             Self::Passing(text) | Self::Model(text) | Self::Halt(text) => text,
             Self::Events { told, .. } | Self::Hung(Poison { told, .. }) => &told.text,
+            Self::Unfinished(_) => "it takes long",
         }
     }
 

@@ -27,7 +27,7 @@ mod wake_up;
 pub(crate) use self::{
     batch::{Applied, Batch, Checkpoint, Follower, Letters, Unit, Work, guarded},
     coordinator::{Coordinator, Registered, Started},
-    effect::{Done, EffectFollower, Handle},
+    effect::{Done, EffectFollower, Handle, Time},
     failure::{FollowError, message},
     model::Model,
     replay::{FollowerReplay, REPLAY_BATCH, aside},

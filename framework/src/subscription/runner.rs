@@ -194,6 +194,7 @@ impl Runner {
                             let Some(position) = at.or(first) else { continue };
                             poison.push(Poison { position, key: None, by_stream: false, told });
                         }
+                        Failure::Unfinished(count) => limit = (limit.min(count) / 2).max(1),
                         Failure::Hung(found) if self.setting.policy.on_failure == OnFailure::Park => poison.push(found),
                         // A swap may have given its schema another name: if so, its place is gone, too.
                         Failure::Model(_) if !looked_again => looked_again = true,

@@ -5,7 +5,12 @@ use annals::{
     Target,
 };
 
-use tokio::{sync::Semaphore, time::timeout};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 
 use super::*;
 use crate::app::place;
@@ -304,6 +309,14 @@ async fn an_operator_has_nobody_called_and_everybody_again() {
     })
     .await;
     assert_eq!((world.calls("pay", "all").0, world.calls("bill", "1").0), (0, 0));
+    let why = || async {
+        let query = "select last_error from annals.checkpoints where follower = 'letters'";
+        sqlx::query_scalar::<_, Option<String>>(query).fetch_one(app.store().pool()).await.unwrap()
+    };
+    eventually("the reactor says what it waits for", || async {
+        why().await.as_deref() == Some("the circuit breaker before gateway is open")
+    })
+    .await;
     breakers.close("gateway", &by()).await.unwrap();
     eventually("it is paid", || async { app.sagas().summary().await.unwrap()["paying"].completed == 1 }).await;
     // The reactor has waited, too: nothing of it has failed.
@@ -312,6 +325,101 @@ async fn an_operator_has_nobody_called_and_everybody_again() {
     assert!(letters().await.is_empty());
     let refused = breakers.open("nobody", &by()).await.unwrap_err().to_string();
     assert!(refused.contains("no process that is alive calls \"nobody\""), "{refused}");
+}
+
+/// Tells somebody who takes one call at a time and is slow.
+struct Slowly(Arc<World>);
+
+impl Reactor for Slowly {
+    const NAME: &'static str = "slowly";
+    const BEGIN: annals::Begin = annals::Begin::Start;
+    const FAILURES: FailurePolicy = FailurePolicy { deadline: Duration::from_secs(4), ..FailurePolicy::PARK };
+    const TARGET: Option<Target> = Some(Target { at_once: 1, failures: 1, ..GATEWAY });
+    type Event = OrderEvent;
+
+    async fn react(&self, reaction: Reaction<OrderEvent>) -> Result<(), StepError> {
+        let told = self.0.call("tell", reaction.event.stream.id(), reaction.key).await;
+        sleep(Duration::from_millis(120)).await;
+        told.map(drop)
+    }
+}
+
+#[tokio::test]
+async fn calls_that_take_longer_together_than_a_batch_may_are_not_cut_off_and_repeated() {
+    const ORDERS: usize = 50;
+    let (database, world) = (database().await, Arc::new(World::default()));
+    let app = orders(database.url()).await.start().await.unwrap();
+    for order in 0..ORDERS {
+        app.execute::<Order>(order, place("ada", 1)).await.unwrap();
+    }
+    app.shutdown().await;
+
+    let app = orders(database.url()).await.reactor(Slowly(world.clone())).start().await.unwrap();
+    let last = app.execute::<Order>("last", place("ada", 1)).await.unwrap();
+    app.wait_for("slowly", last.position, LONG).await.unwrap();
+
+    for order in 0..ORDERS {
+        assert_eq!(world.calls("tell", &order.to_string()), (1, 1), "{order}");
+    }
+    let breakers = app.store().breakers().list().await.unwrap();
+    assert_eq!((&*breakers[0].state, breakers[0].last_error.as_deref()), ("closed", None));
+    assert_eq!(crate::follow::assert_accounted(&app, "slowly").await, (51, 51, 0, 0));
+}
+
+/// Tells somebody who is slow, and how many calls have been under way at once.
+struct Counted {
+    world: Arc<World>,
+    under_way: AtomicUsize,
+    most: Arc<AtomicUsize>,
+}
+
+impl Reactor for Counted {
+    const NAME: &'static str = "counted";
+    const BEGIN: annals::Begin = annals::Begin::Start;
+    const FAILURES: FailurePolicy = FailurePolicy { storm_events: 1_000, ..FailurePolicy::PARK };
+    type Event = OrderEvent;
+
+    async fn react(&self, reaction: Reaction<OrderEvent>) -> Result<(), StepError> {
+        self.world.call("tell", reaction.event.stream.id(), reaction.key).await?;
+        self.most.fetch_max(self.under_way.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        sleep(Duration::from_millis(300)).await;
+        self.under_way.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn parked_events_of_many_streams_are_tried_again_side_by_side_and_those_of_one_in_order() {
+    const ORDERS: usize = 30;
+    let (database, world, most) = (database().await, Arc::new(World::default()), Arc::new(AtomicUsize::new(0)));
+    let app = orders(database.url()).await.start().await.unwrap();
+    for order in 0..ORDERS {
+        // The first ones fail twice: once ahead of the retry, which counts as its attempt.
+        let downs = [Answer::Down; 2];
+        world.answers("tell", &order.to_string(), if order < 3 { &downs } else { &downs[..1] });
+        app.execute::<Order>(order, place("ada", 1)).await.unwrap();
+        app.execute::<Order>(order, OrderCommand::Confirm).await.unwrap();
+    }
+    app.shutdown().await;
+
+    let counted = Counted { world: world.clone(), under_way: AtomicUsize::new(0), most: most.clone() };
+    let app = orders(database.url()).await.reactor(counted).start().await.unwrap();
+    let nothing_is_parked = || async {
+        app.store().followers().dead_letters(Some("counted"), &DeadLetters::All, 100).await.unwrap().is_empty()
+            && world.calls("tell", "0").1 == 2
+    };
+    eventually("all are told", nothing_is_parked).await;
+
+    for order in 0..ORDERS {
+        let keys = world.keys("tell", &order.to_string());
+        let (first, attempts) = (keys[0], if order < 3 { 3 } else { 2 });
+        assert!(
+            keys.iter().take_while(|key| **key == first).count() == attempts && keys.len() == attempts + 1,
+            "{order}"
+        );
+    }
+    assert!(most.load(Ordering::SeqCst) >= 5, "{most:?}");
+    assert_eq!(crate::follow::assert_accounted(&app, "counted").await, (60, 60, 0, 0));
 }
 
 /// Pays at the same gateway, and has little time.

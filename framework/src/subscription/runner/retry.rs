@@ -3,22 +3,27 @@
 use std::{sync::Arc, time::Duration};
 
 use sqlx::Row;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{Place, Runner};
 use crate::{
+    Payload, Recorded,
     error::StoreError,
-    store::{Names, recorded},
+    store::{BATCH_DEADLINE, Names, recorded},
     subscription::{
         batch::{Applied, Letter, Poison, Work},
         failure::Failure,
     },
 };
 
-/// Parked events of one key that are tried at once.
+/// Parked events that are read at once, of one key or of several.
 const RETRIED: usize = 500;
+/// Keys that are looked for at once, at least.
+const KEYS: usize = 20;
 /// How long one turn of retries takes, about.
 const TURN: Duration = Duration::from_millis(20);
+
+type Event = Arc<Recorded<Payload>>;
 
 impl Runner {
     /// Keeps in mind which keys are parked, and when the first of them is tried again.
@@ -45,60 +50,31 @@ impl Runner {
     /// Tries parked events again that are due, key by key, each in order. Returns whether the place is still good.
     pub(super) async fn retry_due(&mut self, place: &mut Place) -> Result<bool, Failure> {
         let (unit, store, begun) = (self.unit.clone(), self.setting.store.clone(), Instant::now());
+        let follower = self.setting.follower.clone();
+        let at_once = follower.keys_at_once();
         let listing = store.inner.sql.list_due.query();
-        let listing = listing.bind(unit.name).bind(unit.generation).bind(unit.partition).bind(20_i64);
+        let listing = listing.bind(unit.name).bind(unit.generation).bind(unit.partition).bind(at_once.max(KEYS) as i64);
         let rows = store.inner.followers.all("list what is to be tried again", listing).await?;
         // Whoever makes something due says so, or the next look of the process finds it.
         self.next_due = (!rows.is_empty()).then(Instant::now);
-        for row in rows {
-            let (key, by_stream, attempts): (String, bool, i32) = (row.get(0), row.get(1), row.get(3));
-            // After a failure one by one: what comes before the event that fails must take effect.
-            let limit = if attempts > 0 { 1 } else { RETRIED };
-            let reading = store
-                .inner
-                .sql
-                .read_parked
-                .query()
-                .bind(unit.name)
-                .bind(unit.generation)
-                .bind(unit.partition)
-                .bind(&key)
-                .bind(by_stream)
-                .bind(limit as i64);
-            let rows = store.inner.followers.all("read parked events", reading).await?;
-            let mut names = Names::default();
-            let events = rows.iter().map(|row| recorded(row, &mut names).map(Arc::new)).collect::<Result<Vec<_>, _>>();
-            let events = events.map_err(StoreError::on("read parked events"))?;
-            let (from, to) = (place.committed, place.committed.position);
-            let mut poison = vec![];
-            let mut events = events;
-            loop {
-                let work = Work::Retry { key: key.clone(), by_stream };
-                let places = (from, to, to);
-                let poison_now = std::mem::take(&mut poison);
-                let failure = match self.apply(events.clone(), places, (false, false), work, poison_now).await {
-                    Ok(Applied::Fenced | Applied::Held | Applied::Unheld(_)) => return Ok(false),
-                    Ok(Applied::Committed(letters)) => {
-                        place.committed.fence += 1;
-                        // A stream whose keys are known now may have failed for one of them.
-                        let parked = Arc::make_mut(&mut self.parked);
-                        letters.iter().for_each(|letter| parked.add(&letter.key, letter.by_stream));
-                        for told in letters.iter().filter_map(|letter| letter.told.as_ref()) {
-                            let (follower, error) = (unit.name, &told.text);
-                            tracing::warn!(follower, key, %error, "a parked event failed again");
-                        }
-                        break;
-                    }
-                    Err(failure) => failure,
-                };
-                match failure {
-                    Failure::Events { count, .. } if count > 1 => events.truncate(count / 2),
-                    Failure::Events { first, at, told, .. } => {
-                        let Some(position) = at.or(first) else { break };
-                        poison = vec![Poison { position, key: None, by_stream, told }];
-                    }
-                    Failure::Hung(found) => poison = vec![found],
-                    failure => return Err(failure),
+        for rows in rows.chunks(at_once) {
+            let mut keys = vec![];
+            for row in rows {
+                let (key, by_stream, attempts): (String, bool, i32) = (row.get(0), row.get(1), row.get(3));
+                // After a failure one by one: what comes before the event that fails must take effect.
+                let limit = if attempts > 0 { 1 } else { RETRIED / at_once };
+                let events = self.read_parked(&key, by_stream, limit).await?;
+                keys.push((key, by_stream, events));
+            }
+            if keys.len() > 1 {
+                let events = keys.iter().map(|(.., events)| events.clone()).collect();
+                // What does not end in it is done one by one, where it is seen which event it is.
+                let working = follower.work_ahead(events, &self.setting.policy);
+                let _ = timeout(self.setting.policy.deadline.min(BATCH_DEADLINE), working).await;
+            }
+            for (key, by_stream, events) in keys {
+                if !self.retry(place, key, by_stream, events).await? {
+                    return Ok(false);
                 }
             }
             // The others have their turn again after what is new.
@@ -107,5 +83,56 @@ impl Runner {
             }
         }
         Ok(true)
+    }
+
+    /// Up to `limit` events that are parked for a key, in order.
+    async fn read_parked(&self, key: &str, by_stream: bool, limit: usize) -> Result<Vec<Event>, StoreError> {
+        let (unit, store) = (&self.unit, &self.setting.store);
+        let reading = store.inner.sql.read_parked.query().bind(unit.name).bind(unit.generation).bind(unit.partition);
+        let reading = reading.bind(key.to_owned()).bind(by_stream).bind(limit as i64);
+        let rows = store.inner.followers.all("read parked events", reading).await?;
+        let mut names = Names::default();
+        let events = rows.iter().map(|row| recorded(row, &mut names).map(Arc::new)).collect::<Result<_, _>>();
+        events.map_err(StoreError::on("read parked events"))
+    }
+
+    /// Tries the first events of a key again. Returns whether the place is still good.
+    async fn retry(
+        &mut self,
+        place: &mut Place,
+        key: String,
+        by_stream: bool,
+        mut events: Vec<Event>,
+    ) -> Result<bool, Failure> {
+        let mut poison = vec![];
+        loop {
+            let places = (place.committed, place.committed.position, place.committed.position);
+            let work = Work::Retry { key: key.clone(), by_stream };
+            let poison_now = std::mem::take(&mut poison);
+            match self.apply(events.clone(), places, (false, false), work, poison_now).await {
+                Ok(Applied::Fenced | Applied::Held | Applied::Unheld(_)) => return Ok(false),
+                Ok(Applied::Committed(letters)) => {
+                    place.committed.fence += 1;
+                    // A stream whose keys are known now may have failed for one of them.
+                    let parked = Arc::make_mut(&mut self.parked);
+                    letters.iter().for_each(|letter| parked.add(&letter.key, letter.by_stream));
+                    for told in letters.iter().filter_map(|letter| letter.told.as_ref()) {
+                        let (follower, error) = (self.unit.name, &told.text);
+                        tracing::warn!(follower, key, %error, "a parked event failed again");
+                    }
+                    return Ok(true);
+                }
+                Err(Failure::Events { count, .. } | Failure::Unfinished(count)) if count > 1 => {
+                    events.truncate(count / 2);
+                }
+                Err(Failure::Events { first, at, told, .. }) => {
+                    let Some(position) = at.or(first) else { return Ok(true) };
+                    poison = vec![Poison { position, key: None, by_stream, told }];
+                }
+                Err(Failure::Hung(found)) => poison = vec![found],
+                Err(Failure::Unfinished(_)) => return Ok(true),
+                Err(failure) => return Err(failure),
+            }
+        }
     }
 }
