@@ -84,9 +84,9 @@ pub trait Reactor: Send + Sync + 'static {
     const NAME: &'static str;
     /// Where a new reactor begins.
     const BEGIN: Begin = Begin::Now;
-    /// What becomes of an event that fails, and how often it is tried. One event has a fourth of [`FailurePolicy::deadline`],
-    /// without the wait for its turn to call. However many there are, none is cut off for it: what cannot begin in half of the
-    /// deadline has its turn in the next batch.
+    /// What becomes of an event that fails, and how often it is tried. One event has a fourth of [`FailurePolicy::deadline`], 45 s at
+    /// most, without the wait for its turn to call. However many there are, none is cut off for it: what cannot begin in half of
+    /// the deadline has its turn in the next batch.
     const FAILURES: FailurePolicy = FailurePolicy::PARK;
     /// How many partitions it begins with, each with the streams of its own.
     const PARTITIONS: u32 = 1;
@@ -210,6 +210,9 @@ impl<R: Reactor> Handle for Reacting<R> {
             check_depth(&self.runtime.store, &raw).await?;
             let app = self.runtime.app().filter(|_| !self.runtime.stop.is_cancelled());
             let Some(app) = app else { return Err(FollowError::Waiting("the app is shut down".into())) };
+            if time.is_over() {
+                return Err(FollowError::Unfinished);
+            }
             let key = Uuid::new_v5(&NAMESPACE, format!("{} {}", R::NAME, event.event_id).as_bytes());
             let admitted = match R::TARGET {
                 None => None,
@@ -222,7 +225,11 @@ impl<R: Reactor> Handle for Reacting<R> {
             };
             let reaction = Reaction { event, key, age, present, app };
             let Ok(result) = timeout(time.limit, self.reactor.react(reaction)).await else {
-                return Err(FollowError::Hung(time.limit));
+                let hung = FollowError::Hung(time.limit);
+                if let Some(admitted) = admitted {
+                    admitted.end(Some(&hung.to_string()));
+                }
+                return Err(hung);
             };
             if let Some(admitted) = admitted {
                 let failure = result.as_ref().err().filter(|error| error.kind() != FailureKind::Business);

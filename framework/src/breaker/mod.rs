@@ -180,7 +180,8 @@ pub(crate) struct Breakers {
     pub(crate) changed: Notify,
 }
 
-/// A call that was let through. Dropped without a word, it counts as failed: nobody knows.
+/// A call that was let through. Dropped without a word, as when its saga is another process's or the app ends, it says nothing about the
+/// target; but if it was the call that decides, another one does.
 pub(crate) struct Admitted<'b> {
     breakers: &'b Breakers,
     target: &'static str,
@@ -300,8 +301,9 @@ impl Admitted<'_> {
 
 impl Drop for Admitted<'_> {
     fn drop(&mut self) {
-        if !self.told {
-            self.breakers.learn(self.target, Some("a call was cut off"));
+        let decides = |breaker: &Breaker| matches!(breaker.circuit, Circuit::Probing { .. });
+        if !self.told && self.breakers.lock().get(self.target).is_some_and(decides) {
+            self.breakers.learn(self.target, Some("the call that was to decide was cut off"));
         }
     }
 }
@@ -377,11 +379,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_that_is_cut_off_counts_as_failed_and_what_was_opened_by_hand_stays_open() {
-        let (breakers, target) = (Breakers::default(), Target { failures: 1, ..Target::new("gateway") });
+    async fn a_call_that_is_cut_off_says_nothing_unless_it_decides_and_what_was_opened_by_hand_stays_open() {
+        let open_for = Duration::from_millis(1);
+        let (breakers, target) = (Breakers::default(), Target { failures: 1, open_for, ..Target::new("gateway") });
         drop(breakers.admit(&target, async { true }).await);
-        assert!(breakers.admit(&target, async { true }).await.is_err());
-        assert_eq!(breakers.shown()[0].last_error.as_deref(), Some("a call was cut off"));
+        assert_eq!((breakers.shown()[0].state, breakers.shown()[0].failures), ("closed", 0));
+        breakers.admit(&target, async { true }).await.unwrap().unwrap().end(Some("down"));
+        tokio::time::sleep(2 * open_for).await;
+        let decides = breakers.admit(&target, async { true }).await;
+        assert_eq!(breakers.shown()[0].state, "probing");
+        drop(decides);
+        assert_eq!(breakers.shown()[0].state, "open");
+        assert_eq!(breakers.shown()[0].last_error.as_deref(), Some("the call that was to decide was cut off"));
 
         breakers.order("gateway", false);
         assert_eq!(breakers.take_closed(), ["gateway"]);

@@ -6,8 +6,8 @@
 --   $3 first_ids   uuid[]
 --   $4 last_ids    uuid[]
 --
--- Returns (nth bigint: which append, from 1, event_id uuid, version bigint, position bigint) of those that are there. Each stream is
--- looked through by its own index, whatever the planner takes the table for.
+-- Returns (nth bigint: which append, from 1, event_id uuid, version bigint, position bigint) of those that are there. Each is looked for
+-- by itself.
 select w.nth, e.event_id, e.version, e.position
 from unnest($1::text[], $2::bigint[], $3::uuid[], $4::uuid[]) with ordinality as w(stream, after, first_id, last_id, nth)
 cross join lateral (

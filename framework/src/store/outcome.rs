@@ -108,7 +108,8 @@ async fn find(conn: &mut PgConnection, inner: &Inner, works: &[&Work]) -> Result
     let mut begins = vec![i64::MAX; works.len()];
     for (sought, (of, nth, append, first, last)) in (1..).zip(sought) {
         match (rows.get(&(sought, first)), rows.get(&(sought, last))) {
-            (Some((_, begin)), Some((version, position))) => {
+            // What came in between is between them.
+            (Some((from, begin)), Some((version, position))) if version - from + 1 == append.events.len() as i64 => {
                 begins[of] = begins[of].min(*begin);
                 if let Some(receipts) = &mut found[of] {
                     let (version, position) = (Version::new(*version), Position::new(*position));

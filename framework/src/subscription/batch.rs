@@ -13,6 +13,7 @@ use std::{
 use foldhash::fast::RandomState;
 use futures::future::BoxFuture;
 use sqlx::{Connection, PgConnection, Postgres, Row, Transaction, postgres::PgArguments, query::Query};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
@@ -74,13 +75,21 @@ pub(crate) trait Follower: Send + Sync {
         1
     }
 
-    /// Does, of several keys at once, what can be done before [`Follower::apply`] is given the retry of each.
+    /// Does, of several keys at once, what can be done before [`Follower::apply`] is given the retry of each. Begins nothing after
+    /// `stop`.
     fn work_ahead<'a>(
         &'a self,
         _keys: Vec<Vec<Arc<Recorded<Payload>>>>,
         _policy: &'a FailurePolicy,
+        _stop: &'a CancellationToken,
+        _conn: &'a mut PgConnection,
     ) -> BoxFuture<'a, ()> {
         Box::pin(async {})
+    }
+
+    /// Whether it is known what became of an event ahead of its retry.
+    fn is_settled(&self, _position: Position) -> bool {
+        false
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use futures::{StreamExt, future::BoxFuture, stream};
 use sqlx::PgConnection;
 use tokio::time::Instant;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     batch::{Applied, Batch, Follower, Letters, Work},
@@ -24,6 +24,7 @@ use crate::{
 };
 
 /// What became of an event.
+#[derive(Debug, Clone)]
 pub(crate) enum Done {
     Handled,
     /// It was left out, for this reason.
@@ -53,9 +54,15 @@ pub(crate) struct Time {
 }
 
 impl Time {
+    /// From now on, for the events of a batch.
     fn of(policy: &FailurePolicy) -> Self {
         let deadline = policy.deadline.min(BATCH_DEADLINE);
-        Self { limit: deadline / 4, begins_until: Instant::now() + deadline / 2 }
+        Self { limit: (policy.deadline / 4).min(deadline * 3 / 8), begins_until: Instant::now() + deadline / 2 }
+    }
+
+    /// Whether nothing more begins.
+    pub(crate) fn is_over(self) -> bool {
+        Instant::now() >= self.begins_until
     }
 }
 
@@ -71,9 +78,9 @@ pub(crate) struct EffectFollower<H> {
     store: Annals,
     handler: Arc<H>,
     /// What is done behind the checkpoint, or ahead of a retry: what is given again is not done twice.
-    done: Mutex<BTreeSet<Position>>,
-    /// What failed so, and is told when it is given again.
-    failed: Mutex<BTreeMap<Position, FollowError>>,
+    done: Mutex<BTreeMap<Position, Done>>,
+    /// What failed so, and when: it is told when it is given again.
+    failed: Mutex<BTreeMap<Position, (Instant, FollowError)>>,
 }
 
 type Event = Arc<Recorded<Payload>>;
@@ -85,27 +92,28 @@ impl<H: Handle> EffectFollower<H> {
         Self { store, handler, done: Mutex::default(), failed: Mutex::default() }
     }
 
-    fn done(&self) -> MutexGuard<'_, BTreeSet<Position>> {
+    fn done(&self) -> MutexGuard<'_, BTreeMap<Position, Done>> {
         self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn failed(&self) -> MutexGuard<'_, BTreeMap<Position, FollowError>> {
+    fn failed(&self) -> MutexGuard<'_, BTreeMap<Position, (Instant, FollowError)>> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How far the streams of `events` are.
-    async fn heads(&self, events: impl Iterator<Item = &Event>) -> Result<HashMap<String, Version>, FollowError> {
+    async fn heads(
+        &self,
+        events: impl Iterator<Item = &Event>,
+        conn: &mut PgConnection,
+    ) -> Result<HashMap<String, Version>, FollowError> {
         if !H::WANTS_HEADS {
             return Ok(HashMap::new());
         }
-        let streams: BTreeSet<String> = events.map(|event| event.stream.to_string()).collect();
-        let streams: Vec<String> = streams.into_iter().collect();
-        let sql = self.store.inner.sql.read_heads.clone();
-        let reading = self.store.inner.read("read how far streams are", |mut conn| {
-            let (sql, streams) = (sql.clone(), streams.clone());
-            async move { sql.typed().bind(streams).fetch_all(&mut *conn).await }
-        });
-        let rows: Vec<(String, i64)> = reading.await.map_err(FollowError::Store)?;
+        let streams: BTreeSet<&str> = events.map(|event| event.stream.as_str()).collect();
+        let reading = self.store.inner.sql.read_heads.typed().bind(streams.into_iter().collect::<Vec<_>>());
+        let what = StoreError::on("read how far streams are");
+        let rows: Vec<(String, i64)> =
+            reading.fetch_all(conn).await.map_err(|error| FollowError::Store(what(error)))?;
         Ok(rows.into_iter().map(|(stream, version)| (stream, Version::new(version))).collect())
     }
 
@@ -127,8 +135,8 @@ impl<H: Handle> EffectFollower<H> {
                 None => streams.push((raw.stream.clone(), vec![raw.clone()])),
             }
         }
+        let heads = self.heads(batch.events.iter(), conn).await?;
         let time = Time::of(&batch.policy);
-        let heads = self.heads(batch.events.iter()).await?;
         let known = |position: Position, stream: &str| {
             let poison = letters.poison(position, stream, false).or_else(|| letters.poison(position, stream, true));
             poison.map(|poison| FollowError::Known(poison.told.text.clone()))
@@ -181,8 +189,15 @@ impl<H: Handle> EffectFollower<H> {
         };
         let error = handled.iter_mut().find_map(because)?;
         let failed = handled.iter_mut().filter_map(|(_, _, failed, _)| failed.take());
-        self.failed().extend(failed.filter(|(_, error)| !is_put_off(error)));
+        failed.for_each(|(position, error)| self.keep(position, error));
         Some(error)
+    }
+
+    /// Keeps a failure for when its event is given again.
+    fn keep(&self, position: Position, error: FollowError) {
+        if !is_put_off(&error) {
+            self.failed().insert(position, (Instant::now(), error));
+        }
     }
 
     /// The events of one stream, in order, up to the first that fails.
@@ -200,18 +215,17 @@ impl<H: Handle> EffectFollower<H> {
                 let position = event.position;
                 let known = poisoned.iter().find(|(at, _)| *at == position);
                 let known = known.map(|(_, error)| FollowError::Known(error.to_string()));
-                let failed_ahead = self.failed().remove(&position);
-                let result = match known.or(failed_ahead) {
-                    Some(error) => Err(error),
-                    None if self.done().contains(&position) => Ok(Done::Handled),
-                    None if Instant::now() >= time.begins_until => Err(FollowError::Unfinished),
-                    None => self.handle(event, head, time).await,
+                let failed_before = self.failed().remove(&position).map(|(_, error)| error);
+                let done_before = self.done().get(&position).cloned();
+                let result = match (known.or(failed_before), done_before) {
+                    (Some(error), _) => Err(error),
+                    (None, Some(outcome)) => Ok(outcome),
+                    (None, None) if time.is_over() => Err(FollowError::Unfinished),
+                    (None, None) => self.handle(event, head, time).await,
                 };
                 match result {
                     Ok(outcome) => {
-                        if matches!(outcome, Done::Handled) {
-                            self.done().insert(position);
-                        }
+                        self.done().insert(position, outcome.clone());
                         done.push((position, outcome));
                     }
                     Err(error) => {
@@ -269,9 +283,10 @@ impl<H: Handle> EffectFollower<H> {
             skipping.execute(&mut *tx).await.map_err(what)?;
         }
         tx.commit().await.map_err(what)?;
-        // What was done further on, in a batch that failed, is not done again.
+        // What was done further on, in a batch that failed, is not done again, nor what was done ahead of a retry.
+        let is_kept = |position: Position| position > batch.to || position <= batch.from.position;
         match batch.work {
-            Work::Follow => self.done().retain(|position| *position > batch.to),
+            Work::Follow => self.done().retain(|position, _| is_kept(*position)),
             Work::Retry { .. } => {
                 let mut done = self.done();
                 batch.events.iter().for_each(|event| _ = done.remove(&event.position));
@@ -303,21 +318,37 @@ impl<H: Handle> Follower for EffectFollower<H> {
         AT_ONCE
     }
 
-    fn work_ahead<'a>(&'a self, keys: Vec<Vec<Event>>, policy: &'a FailurePolicy) -> BoxFuture<'a, ()> {
+    fn work_ahead<'a>(
+        &'a self,
+        keys: Vec<Vec<Event>>,
+        policy: &'a FailurePolicy,
+        stop: &'a CancellationToken,
+        conn: &'a mut PgConnection,
+    ) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            self.failed().clear();
-            let time = Time::of(policy);
+            // Nobody asked for these again: they were discarded, or are another process's now.
+            self.failed().retain(|_, (at, _)| at.elapsed() < policy.deadline);
             // Whoever gives them one by one then hears of it, too.
-            let Ok(heads) = self.heads(keys.iter().flatten()).await else { return };
-            let nothing = Arc::new(vec![]);
+            let Ok(heads) = self.heads(keys.iter().flatten(), conn).await else { return };
+            let (time, nothing) = (Time::of(policy), Arc::new(vec![]));
             let handling = keys.into_iter().filter_map(|events| {
                 let stream = events.first()?.stream.clone();
                 let head = heads.get(stream.as_str()).copied();
-                Some(self.handle_all((stream, head), events, nothing.clone(), time))
+                let handling = self.handle_all((stream, head), events, nothing.clone(), time);
+                Some(async move {
+                    if stop.is_cancelled() {
+                        return;
+                    }
+                    if let (_, _, Some((position, error)), _) = handling.await {
+                        self.keep(position, error);
+                    }
+                })
             });
-            let handled: Vec<Handled> = stream::iter(handling).buffer_unordered(AT_ONCE).collect().await;
-            let failed = handled.into_iter().filter_map(|(_, _, failed, _)| failed);
-            self.failed().extend(failed.filter(|(_, error)| !is_put_off(error)));
+            stream::iter(handling).buffer_unordered(AT_ONCE).collect::<()>().await;
         })
+    }
+
+    fn is_settled(&self, position: Position) -> bool {
+        self.done().contains_key(&position) || self.failed().contains_key(&position)
     }
 }

@@ -36,7 +36,7 @@ pub(crate) enum FollowError {
     #[error("{0}")]
     Waiting(String),
     /// There was no time left to begin it.
-    #[error("the events of the batch take too long to be done together")]
+    #[error("its turn to begin did not come in half of the deadline")]
     Unfinished,
     #[error("{0}")]
     Halt(String),
@@ -146,7 +146,8 @@ impl Failure {
             error if error.is_passing() => Self::Passing(error.text()),
             error if error.is_models() => Self::Model(error.text()),
             FollowError::Halt(text) => Self::Halt(text),
-            FollowError::Unfinished => Self::Unfinished(count),
+            FollowError::Unfinished if count > 1 => Self::Unfinished(count),
+            error @ FollowError::Unfinished => Self::Passing(error.text()),
             FollowError::At { position, source } => {
                 Self::Events { count, first, at: Some(position), told: source.told() }
             }
@@ -158,7 +159,7 @@ impl Failure {
         match self {
             Self::Passing(text) | Self::Model(text) | Self::Halt(text) => text,
             Self::Events { told, .. } | Self::Hung(Poison { told, .. }) => &told.text,
-            Self::Unfinished(_) => "it takes long",
+            Self::Unfinished(_) => "there was not time for all of a batch",
         }
     }
 

@@ -1,8 +1,8 @@
 //! Reactors, expectations, circuit breakers, and circles of all of them.
 
 use annals::{
-    Attention, CircuitBreaker, DeadLetters, Expectation, FailurePolicy, FollowerState, Outcome, Reaction, Reactor,
-    Target,
+    Attention, CircuitBreaker, DeadLetters, Expectation, ExpectedVersion, FailurePolicy, FollowerState, NewEvent,
+    Outcome, Reaction, Reactor, Target,
 };
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -364,6 +364,34 @@ async fn calls_that_take_longer_together_than_a_batch_may_are_not_cut_off_and_re
     let breakers = app.store().breakers().list().await.unwrap();
     assert_eq!((&*breakers[0].state, breakers[0].last_error.as_deref()), ("closed", None));
     assert_eq!(crate::follow::assert_accounted(&app, "slowly").await, (51, 51, 0, 0));
+}
+
+#[tokio::test]
+async fn what_waits_behind_a_parked_event_is_done_once_though_it_takes_several_turns_with_new_events_between() {
+    let (database, world) = (database().await, Arc::new(World::default()));
+    let app = orders(database.url()).await.start().await.unwrap();
+    world.answers("tell", "hot", &[Answer::Down]);
+    app.execute::<Order>("hot", place("ada", 1)).await.unwrap();
+    let confirmed = (0..30).map(|_| NewEvent::of(&OrderEvent::Confirmed).unwrap()).collect();
+    let hot = StreamId::new("order-hot").unwrap();
+    app.store().append(&hot, ExpectedVersion::Any, confirmed).await.unwrap();
+    app.shutdown().await;
+
+    let app = orders(database.url()).await.reactor(Slowly(world.clone())).start().await.unwrap();
+    let new = AtomicUsize::new(0);
+    eventually("all of it is told", || async {
+        let newest = new.load(Ordering::SeqCst);
+        if newest == 0 || world.calls("tell", &newest.to_string()).0 > 0 {
+            app.execute::<Order>(newest + 1, place("ada", 1)).await.unwrap();
+            new.store(newest + 1, Ordering::SeqCst);
+        }
+        world.calls("tell", "hot").1 == 31
+    })
+    .await;
+    let last = app.execute::<Order>("last", place("ada", 1)).await.unwrap();
+    app.wait_for("slowly", last.position, LONG).await.unwrap();
+    eventually("nothing is parked", || async { crate::follow::assert_accounted(&app, "slowly").await.2 == 0 }).await;
+    assert_eq!(world.calls("tell", "hot"), (32, 31));
 }
 
 /// Tells somebody who is slow, and how many calls have been under way at once.

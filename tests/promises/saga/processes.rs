@@ -217,9 +217,9 @@ async fn a_server_that_crashes_in_the_middle_of_steps_loses_none_of_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_event_that_comes_twice_and_to_two_processes_begins_once() {
-    let database = database().await;
+    let (database, folder) = (database().await, Folder::new());
     let (writer, pool) = writer(database.url()).await;
-    let apps = [start(database.url(), "one").await, start(database.url(), "two").await];
+    let _processes = ["one", "two"].map(|name| start_process(database.url(), name, &folder));
     let rewound =
         "update annals.checkpoints set position = 0, fence = fence + 1, owner = null where follower = 'parcel'";
     for parcel in 0..40 {
@@ -229,7 +229,7 @@ async fn a_start_event_that_comes_twice_and_to_two_processes_begins_once() {
         }
     }
     let last = place(&writer, 40).await;
-    apps[0].wait_for("parcel", last, LONG).await.unwrap();
+    writer.wait_for("parcel", last, LONG).await.unwrap();
     all_end(&writer, &pool, 41).await;
 }
 

@@ -62,15 +62,22 @@ impl Runner {
             for row in rows {
                 let (key, by_stream, attempts): (String, bool, i32) = (row.get(0), row.get(1), row.get(3));
                 // After a failure one by one: what comes before the event that fails must take effect.
-                let limit = if attempts > 0 { 1 } else { RETRIED / at_once };
+                let limit = if attempts > 0 { 1 } else { RETRIED / rows.len() };
                 let events = self.read_parked(&key, by_stream, limit).await?;
                 keys.push((key, by_stream, events));
             }
             if keys.len() > 1 {
-                let events = keys.iter().map(|(.., events)| events.clone()).collect();
-                // What does not end in it is done one by one, where it is seen which event it is.
-                let working = follower.work_ahead(events, &self.setting.policy);
-                let _ = timeout(self.setting.policy.deadline.min(BATCH_DEADLINE), working).await;
+                let first = keys.first().cloned();
+                self.work_ahead(keys.iter().map(|(.., events)| events.clone()).collect()).await?;
+                for (.., events) in &mut keys {
+                    let settled = events.iter().take_while(|event| follower.is_settled(event.position)).count();
+                    events.truncate(settled);
+                }
+                keys.retain(|(.., events)| !events.is_empty());
+                // What was not begun has its turn again. If that is all, one says why.
+                if keys.is_empty() {
+                    keys.extend(first);
+                }
             }
             for (key, by_stream, events) in keys {
                 if !self.retry(place, key, by_stream, events).await? {
@@ -83,6 +90,20 @@ impl Runner {
             }
         }
         Ok(true)
+    }
+
+    /// Lets the follower work on several keys at once, as far as it can.
+    async fn work_ahead(&self, keys: Vec<Vec<Event>>) -> Result<(), StoreError> {
+        let (policy, stop) = (&self.setting.policy, &self.setting.stop);
+        let what = StoreError::on("take a connection for a follower");
+        let mut conn = self.setting.store.inner.followers.acquire().await.map_err(what)?;
+        let working = self.setting.follower.work_ahead(keys, policy, stop, &mut conn);
+        // What has no end in it is done one by one, where it is seen which event it is.
+        if timeout(policy.deadline.min(BATCH_DEADLINE), working).await.is_ok() {
+            // Nothing was written.
+            let _ = conn.end().await;
+        }
+        Ok(())
     }
 
     /// Up to `limit` events that are parked for a key, in order.
@@ -130,7 +151,6 @@ impl Runner {
                     poison = vec![Poison { position, key: None, by_stream, told }];
                 }
                 Err(Failure::Hung(found)) => poison = vec![found],
-                Err(Failure::Unfinished(_)) => return Ok(true),
                 Err(failure) => return Err(failure),
             }
         }
