@@ -214,6 +214,37 @@ async fn whatever_becomes_of_answers_an_order_is_charged_once() {
 }
 
 #[tokio::test]
+async fn who_is_asked_too_often_is_asked_again_when_it_said_so() {
+    let shop = Shop::open().await;
+    shop.switch(Switches { throttled: 1.0, retry_after: 3, ..Switches::default() }).await;
+    let order = shop.place(&[(1, 1)]).await;
+    let refusals = async || {
+        let history = shop.app.sagas().history(Fulfilment::NAME, order).await.unwrap_or_default();
+        let refusals = history.iter().filter_map(|told| match &told.event {
+            SagaEvent::StepFailed { error, next_attempt_at: Some(next), .. } => {
+                Some((error.clone(), (*next - told.recorded_at).as_seconds_f64()))
+            }
+            _ => None,
+        });
+        refusals.collect::<Vec<_>>()
+    };
+    let deadline = Instant::now() + LONG;
+    while refusals().await.is_empty() {
+        assert!(Instant::now() < deadline, "it is not refused");
+        yield_now().await;
+    }
+    shop.switch(Switches::default()).await;
+    shop.ends(order, SagaState::Completed).await;
+
+    for (error, wait) in refusals().await {
+        // Without that it would be a fifth of a second.
+        assert!(error == "the gateway is asked too often" && wait > 2.9, "{error}: {wait}");
+    }
+    assert_eq!(shop.ledger().await.charges.len(), 1);
+    shop.app.shutdown().await;
+}
+
+#[tokio::test]
 async fn an_order_that_is_cancelled_while_its_payment_is_in_flight_is_paid_back() {
     let shop = Shop::open().await;
     shop.switch(Switches { slow: 1.0, slow_ms: 60_000, ..Switches::default() }).await;
