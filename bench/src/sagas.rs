@@ -12,8 +12,8 @@ use std::{
 };
 
 use annals::{
-    Aggregate, Annals, App, Begin, BoxError, Context, Event, ExpectedVersion, Id, NewEvent, Recorded, Saga, StepError,
-    Steps, StreamId, Target,
+    Aggregate, Annals, App, Begin, BoxError, By, Context, Event, ExpectedVersion, FollowerState, Id, NewEvent,
+    Recorded, Saga, SagaCounts, StepError, Steps, StreamId, Target,
 };
 use futures::{StreamExt, stream};
 use schemars::JsonSchema;
@@ -188,12 +188,28 @@ pub(crate) async fn ended_a_second(
             format!("; a process beside {sleeping} that sleep has {with:.1} MB resident, and {without:.1} beside none");
     }
     let annals = connect(server, STORE).await?;
+    let app = annals.app().aggregate::<Job>().saga(Work).saga(Sleep).start().await?;
+    // To start processes is not what is measured: they are all there when the saga may begin.
+    let (followers, by) = (annals.followers(), By::new("bench", "not yet"));
+    followers.pause(Work::NAME, &by).await?;
+    while !app.followers().iter().any(|it| it.name == Work::NAME && it.state == FollowerState::Paused) {
+        sleep(Duration::from_millis(20)).await;
+    }
     post_all(&annals, "", SAGAS, &JobEvent::Posted).await?;
+    let mut others: Vec<Child> = (1..processes).map(|_| other(server)).collect::<Result<_, _>>()?;
+    let mut conn = server.connect().await?;
+    let alive =
+        "select count(*) from bench_sagas.processes where alive_until > clock_timestamp() and 'work:1' = any (runs)";
+    while sqlx::query_scalar::<_, i64>(alive).fetch_one(&mut conn).await? < processes as i64 {
+        sleep(Duration::from_millis(20)).await;
+    }
     server.settle().await?;
     server::forget_peak();
+    if app.sagas().summary().await?.get(Work::NAME).is_some_and(|counts| *counts != SagaCounts::default()) {
+        return Err("sagas began while they were paused".into());
+    }
     let (transactions, begun) = (committed(server).await?, Instant::now());
-    let app = annals.app().aggregate::<Job>().saga(Work).saga(Sleep).start().await?;
-    let mut others: Vec<Child> = (1..processes).map(|_| other(server)).collect::<Result<_, _>>()?;
+    followers.resume(Work::NAME, &by).await?;
     ended(server, &app, Work::NAME).await?;
     let elapsed = begun.elapsed();
     let counts = app.sagas().summary().await?.remove(Work::NAME).unwrap_or_default();
