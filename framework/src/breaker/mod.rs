@@ -181,11 +181,13 @@ pub(crate) struct Breakers {
 }
 
 /// A call that was let through. Dropped without a word, as when its saga is another process's or the app ends, it says nothing about the
-/// target; but if it was the call that decides, another one does.
+/// target, unless by a panic; but if it was the call that decides, another one does.
 pub(crate) struct Admitted<'b> {
     breakers: &'b Breakers,
     target: &'static str,
     told: bool,
+    /// Since when it is the call that decides, if it is.
+    decides: Option<Instant>,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -237,8 +239,13 @@ impl Breakers {
                 slot
             }
         };
-        let admitted = self.lock().get_mut(target.name).map_or(Ok(()), |breaker| breaker.admit(Instant::now()));
-        admitted.map(|()| Some(Admitted { breakers: self, target: target.name, told: false, _slot: slot }))
+        let now = Instant::now();
+        let admitted = self.lock().get_mut(target.name).map_or(Ok(None), |breaker| {
+            let is_probe = |breaker: &Breaker| breaker.circuit == Circuit::Probing { since: now };
+            breaker.admit(now).map(|()| is_probe(breaker).then_some(now))
+        });
+        admitted
+            .map(|decides| Some(Admitted { breakers: self, target: target.name, told: false, decides, _slot: slot }))
     }
 
     fn learn(&self, target: &'static str, error: Option<&str>) {
@@ -301,8 +308,14 @@ impl Admitted<'_> {
 
 impl Drop for Admitted<'_> {
     fn drop(&mut self) {
-        let decides = |breaker: &Breaker| matches!(breaker.circuit, Circuit::Probing { .. });
-        if !self.told && self.breakers.lock().get(self.target).is_some_and(decides) {
+        if self.told {
+            return;
+        }
+        let decides = self.decides.map(|since| Circuit::Probing { since });
+        let is_undecided = self.breakers.lock().get(self.target).is_some_and(|it| Some(it.circuit) == decides);
+        if std::thread::panicking() {
+            self.breakers.learn(self.target, Some("a call panicked"));
+        } else if is_undecided {
             self.breakers.learn(self.target, Some("the call that was to decide was cut off"));
         }
     }
@@ -384,7 +397,13 @@ mod tests {
         let (breakers, target) = (Breakers::default(), Target { failures: 1, open_for, ..Target::new("gateway") });
         drop(breakers.admit(&target, async { true }).await);
         assert_eq!((breakers.shown()[0].state, breakers.shown()[0].failures), ("closed", 0));
-        breakers.admit(&target, async { true }).await.unwrap().unwrap().end(Some("down"));
+        let panics = breakers.admit(&target, async { true }).await;
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let _call = panics;
+            panic!("the call panics");
+        }));
+        assert!(panicked.is_err());
+        assert_eq!((breakers.shown()[0].state, breakers.shown()[0].failures), ("open", 1));
         tokio::time::sleep(2 * open_for).await;
         let decides = breakers.admit(&target, async { true }).await;
         assert_eq!(breakers.shown()[0].state, "probing");

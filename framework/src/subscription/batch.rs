@@ -13,7 +13,6 @@ use std::{
 use foldhash::fast::RandomState;
 use futures::future::BoxFuture;
 use sqlx::{Connection, PgConnection, Postgres, Row, Transaction, postgres::PgArguments, query::Query};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
@@ -75,14 +74,11 @@ pub(crate) trait Follower: Send + Sync {
         1
     }
 
-    /// Does, of several keys at once, what can be done before [`Follower::apply`] is given the retry of each. Begins nothing after
-    /// `stop`.
+    /// Does, of several keys at once, what can be done before [`Follower::apply`] is given the retry of each.
     fn work_ahead<'a>(
         &'a self,
         _keys: Vec<Vec<Arc<Recorded<Payload>>>>,
         _policy: &'a FailurePolicy,
-        _stop: &'a CancellationToken,
-        _conn: &'a mut PgConnection,
     ) -> BoxFuture<'a, ()> {
         Box::pin(async {})
     }

@@ -8,9 +8,9 @@ use std::{
 };
 
 use futures::{StreamExt, future::BoxFuture, stream};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Row};
 use tokio::time::Instant;
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     batch::{Applied, Batch, Follower, Letters, Work},
@@ -73,12 +73,15 @@ const AT_ONCE: usize = 64;
 /// for a few seconds has to get to the end of one.
 const BATCH: usize = 256;
 
+/// For how long it is remembered what was done ahead of a retry that does not come: the event was discarded, say.
+const KEPT: Duration = Duration::from_secs(600);
+
 /// Gives each event to `handler`: those of a stream in order, those of several streams at once.
 pub(crate) struct EffectFollower<H> {
     store: Annals,
     handler: Arc<H>,
     /// What is done behind the checkpoint, or ahead of a retry: what is given again is not done twice.
-    done: Mutex<BTreeMap<Position, Done>>,
+    done: Mutex<BTreeMap<Position, (Instant, Done)>>,
     /// What failed so, and when: it is told when it is given again.
     failed: Mutex<BTreeMap<Position, (Instant, FollowError)>>,
 }
@@ -92,7 +95,7 @@ impl<H: Handle> EffectFollower<H> {
         Self { store, handler, done: Mutex::default(), failed: Mutex::default() }
     }
 
-    fn done(&self) -> MutexGuard<'_, BTreeMap<Position, Done>> {
+    fn done(&self) -> MutexGuard<'_, BTreeMap<Position, (Instant, Done)>> {
         self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -100,21 +103,24 @@ impl<H: Handle> EffectFollower<H> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How far the streams of `events` are.
+    /// How far the streams of `events` are, asked on `conn` or on another connection.
     async fn heads(
         &self,
         events: impl Iterator<Item = &Event>,
-        conn: &mut PgConnection,
+        conn: Option<&mut PgConnection>,
     ) -> Result<HashMap<String, Version>, FollowError> {
         if !H::WANTS_HEADS {
             return Ok(HashMap::new());
         }
+        const WHAT: &str = "read how far streams are";
         let streams: BTreeSet<&str> = events.map(|event| event.stream.as_str()).collect();
-        let reading = self.store.inner.sql.read_heads.typed().bind(streams.into_iter().collect::<Vec<_>>());
-        let what = StoreError::on("read how far streams are");
-        let rows: Vec<(String, i64)> =
-            reading.fetch_all(conn).await.map_err(|error| FollowError::Store(what(error)))?;
-        Ok(rows.into_iter().map(|(stream, version)| (stream, Version::new(version))).collect())
+        let reading = self.store.inner.sql.read_heads.query().bind(streams.into_iter().collect::<Vec<_>>());
+        let rows = match conn {
+            Some(conn) => reading.fetch_all(conn).await.map_err(StoreError::on(WHAT)),
+            None => self.store.inner.followers.all(WHAT, reading).await,
+        };
+        let rows = rows.map_err(FollowError::Store)?;
+        Ok(rows.iter().map(|row| (row.get(0), Version::new(row.get(1)))).collect())
     }
 
     async fn work(&self, batch: &Batch, conn: &mut PgConnection) -> Result<Applied, FollowError> {
@@ -135,7 +141,7 @@ impl<H: Handle> EffectFollower<H> {
                 None => streams.push((raw.stream.clone(), vec![raw.clone()])),
             }
         }
-        let heads = self.heads(batch.events.iter(), conn).await?;
+        let heads = self.heads(batch.events.iter(), Some(&mut *conn)).await?;
         let time = Time::of(&batch.policy);
         let known = |position: Position, stream: &str| {
             let poison = letters.poison(position, stream, false).or_else(|| letters.poison(position, stream, true));
@@ -216,7 +222,7 @@ impl<H: Handle> EffectFollower<H> {
                 let known = poisoned.iter().find(|(at, _)| *at == position);
                 let known = known.map(|(_, error)| FollowError::Known(error.to_string()));
                 let failed_before = self.failed().remove(&position).map(|(_, error)| error);
-                let done_before = self.done().get(&position).cloned();
+                let done_before = self.done().get(&position).map(|(_, done)| done.clone());
                 let result = match (known.or(failed_before), done_before) {
                     (Some(error), _) => Err(error),
                     (None, Some(outcome)) => Ok(outcome),
@@ -225,7 +231,7 @@ impl<H: Handle> EffectFollower<H> {
                 };
                 match result {
                     Ok(outcome) => {
-                        self.done().insert(position, outcome.clone());
+                        self.done().insert(position, (Instant::now(), outcome.clone()));
                         done.push((position, outcome));
                     }
                     Err(error) => {
@@ -284,9 +290,11 @@ impl<H: Handle> EffectFollower<H> {
         }
         tx.commit().await.map_err(what)?;
         // What was done further on, in a batch that failed, is not done again, nor what was done ahead of a retry.
-        let is_kept = |position: Position| position > batch.to || position <= batch.from.position;
+        let is_kept = |position: Position, at: Instant| {
+            position > batch.to || (position <= batch.from.position && at.elapsed() < KEPT)
+        };
         match batch.work {
-            Work::Follow => self.done().retain(|position, _| is_kept(*position)),
+            Work::Follow => self.done().retain(|position, (at, _)| is_kept(*position, *at)),
             Work::Retry { .. } => {
                 let mut done = self.done();
                 batch.events.iter().for_each(|event| _ = done.remove(&event.position));
@@ -318,27 +326,18 @@ impl<H: Handle> Follower for EffectFollower<H> {
         AT_ONCE
     }
 
-    fn work_ahead<'a>(
-        &'a self,
-        keys: Vec<Vec<Event>>,
-        policy: &'a FailurePolicy,
-        stop: &'a CancellationToken,
-        conn: &'a mut PgConnection,
-    ) -> BoxFuture<'a, ()> {
+    fn work_ahead<'a>(&'a self, keys: Vec<Vec<Event>>, policy: &'a FailurePolicy) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             // Nobody asked for these again: they were discarded, or are another process's now.
             self.failed().retain(|_, (at, _)| at.elapsed() < policy.deadline);
             // Whoever gives them one by one then hears of it, too.
-            let Ok(heads) = self.heads(keys.iter().flatten(), conn).await else { return };
+            let Ok(heads) = self.heads(keys.iter().flatten(), None).await else { return };
             let (time, nothing) = (Time::of(policy), Arc::new(vec![]));
             let handling = keys.into_iter().filter_map(|events| {
                 let stream = events.first()?.stream.clone();
                 let head = heads.get(stream.as_str()).copied();
                 let handling = self.handle_all((stream, head), events, nothing.clone(), time);
                 Some(async move {
-                    if stop.is_cancelled() {
-                        return;
-                    }
                     if let (_, _, Some((position, error)), _) = handling.await {
                         self.keep(position, error);
                     }

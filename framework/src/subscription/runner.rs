@@ -194,7 +194,10 @@ impl Runner {
                             let Some(position) = at.or(first) else { continue };
                             poison.push(Poison { position, key: None, by_stream: false, told });
                         }
-                        Failure::Unfinished(count) => limit = (limit.min(count) / 2).max(1),
+                        Failure::Unfinished(count) => {
+                            limit = (limit.min(count) / 4).max(1);
+                            self.show_slow(count);
+                        }
                         Failure::Hung(found) if self.setting.policy.on_failure == OnFailure::Park => poison.push(found),
                         // A swap may have given its schema another name: if so, its place is gone, too.
                         Failure::Model(_) if !looked_again => looked_again = true,
@@ -259,10 +262,11 @@ impl Runner {
         let now = Instant::now();
         let may_retry = self.retry_from <= now || end <= at.read;
         if !at.held && may_retry && self.next_due.is_some_and(|due| due <= now) {
-            if !self.retry_due(at).await? {
+            let retried = self.retry_due(at).await;
+            self.retry_from = Instant::now() + (now.elapsed() * RETRIES_STEP_BACK).min(LONGEST_RETRIES_STEP_BACK);
+            if !retried? {
                 self.forget(place);
             }
-            self.retry_from = Instant::now() + (now.elapsed() * RETRIES_STEP_BACK).min(LONGEST_RETRIES_STEP_BACK);
             return Ok(Step::Done);
         }
         if end <= at.read && at.held {

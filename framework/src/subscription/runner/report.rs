@@ -20,6 +20,11 @@ impl Runner {
         tracing::warn!(follower = self.unit.name, events, %error, "a batch failed; looking for the event");
     }
 
+    /// Shows that not all of a batch could begin in its time: who is called is slow.
+    pub(super) fn show_slow(&self, events: usize) {
+        tracing::info!(follower = self.unit.name, events, "a batch takes long: fewer events are taken at once");
+    }
+
     pub(super) async fn wait_after(&self, failure: &Failure, attempts: u32) {
         let pause = match failure {
             Failure::Passing(_) => Duration::from_millis(100 << attempts.min(9)).min(LONGEST_PAUSE_OF_DATABASE),

@@ -67,16 +67,20 @@ impl Runner {
                 keys.push((key, by_stream, events));
             }
             if keys.len() > 1 {
-                let first = keys.first().cloned();
-                self.work_ahead(keys.iter().map(|(.., events)| events.clone()).collect()).await?;
-                for (.., events) in &mut keys {
-                    let settled = events.iter().take_while(|event| follower.is_settled(event.position)).count();
-                    events.truncate(settled);
-                }
-                keys.retain(|(.., events)| !events.is_empty());
-                // What was not begun has its turn again. If that is all, one says why.
-                if keys.is_empty() {
-                    keys.extend(first);
+                let events = keys.iter().map(|(.., events)| events.clone()).collect();
+                let working = follower.work_ahead(events, &self.setting.policy);
+                let has_ended = timeout(self.setting.policy.deadline.min(BATCH_DEADLINE), working).await.is_ok();
+                let (settled, mut open): (Vec<_>, Vec<_>) = keys
+                    .into_iter()
+                    .partition(|(.., events)| events.first().is_some_and(|event| follower.is_settled(event.position)));
+                keys = settled;
+                keys.iter_mut().for_each(|(.., events)| self.keep_settled(events));
+                // What was not begun has its turn again. But if that is all, or something did not end, one is tried by itself, which
+                // says why.
+                if !open.is_empty() && (keys.is_empty() || !has_ended) {
+                    let (key, by_stream, mut events) = open.swap_remove(0);
+                    events.truncate(1);
+                    keys.push((key, by_stream, events));
                 }
             }
             for (key, by_stream, events) in keys {
@@ -92,18 +96,10 @@ impl Runner {
         Ok(true)
     }
 
-    /// Lets the follower work on several keys at once, as far as it can.
-    async fn work_ahead(&self, keys: Vec<Vec<Event>>) -> Result<(), StoreError> {
-        let (policy, stop) = (&self.setting.policy, &self.setting.stop);
-        let what = StoreError::on("take a connection for a follower");
-        let mut conn = self.setting.store.inner.followers.acquire().await.map_err(what)?;
-        let working = self.setting.follower.work_ahead(keys, policy, stop, &mut conn);
-        // What has no end in it is done one by one, where it is seen which event it is.
-        if timeout(policy.deadline.min(BATCH_DEADLINE), working).await.is_ok() {
-            // Nothing was written.
-            let _ = conn.end().await;
-        }
-        Ok(())
+    /// Leaves of a key's events those of which it is known what became of them, but one at least.
+    fn keep_settled(&self, events: &mut Vec<Event>) {
+        let is_settled = |event: &&Event| self.setting.follower.is_settled(event.position);
+        events.truncate(events.iter().take_while(is_settled).count().max(1));
     }
 
     /// Up to `limit` events that are parked for a key, in order.
@@ -143,9 +139,8 @@ impl Runner {
                     }
                     return Ok(true);
                 }
-                Err(Failure::Events { count, .. } | Failure::Unfinished(count)) if count > 1 => {
-                    events.truncate(count / 2);
-                }
+                Err(Failure::Events { count, .. }) if count > 1 => events.truncate(count / 2),
+                Err(Failure::Unfinished(_)) => self.keep_settled(&mut events),
                 Err(Failure::Events { first, at, told, .. }) => {
                     let Some(position) = at.or(first) else { return Ok(true) };
                     poison = vec![Poison { position, key: None, by_stream, told }];
