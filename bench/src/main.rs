@@ -93,7 +93,11 @@ enum Action {
     Writer { url: String, store: String, callers: usize, seconds: u64 },
     /// One of several processes that run sagas.
     #[command(hide = true)]
-    SagasProcess { url: String },
+    SagasProcess {
+        url: String,
+        #[arg(long)]
+        sleep: bool,
+    },
 }
 
 /// Something that is measured beside its limit.
@@ -183,7 +187,7 @@ async fn main() -> Result<(), BoxError> {
         Some(Action::Writer { url, store, callers, seconds }) => {
             return growth::writer(url, store, *callers, *seconds).await;
         }
-        Some(Action::SagasProcess { url }) => return sagas::process(url).await,
+        Some(Action::SagasProcess { url, sleep }) => return sagas::process(url, *sleep).await,
         None => {}
     }
     let wanted = |name: &str| {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use annals::{
-    Aggregate, Annals, App, Begin, BoxError, By, Context, Event, ExpectedVersion, FollowerState, Id, NewEvent,
+    Aggregate, Annals, App, Begin, BoxError, Builder, By, Context, Event, ExpectedVersion, FollowerState, Id, NewEvent,
     Recorded, Saga, SagaCounts, StepError, Steps, StreamId, Target,
 };
 use futures::{StreamExt, stream};
@@ -173,12 +173,11 @@ pub(crate) async fn ended_a_second(
     const SAGAS: usize = 10_000;
     server.drop_store(STORE).await?;
     let annals = connect(server, STORE).await?;
-    let registered = || annals.app().aggregate::<Job>().saga(Work).saga(Sleep);
     let mut memory = String::new();
     if sleeping > 0 {
         let without = resident(server).await?;
         post_all(&annals, "sleeping-", sleeping, &JobEvent::Slept).await?;
-        let app = registered().start().await?;
+        let app = registered(&annals, true).start().await?;
         while app.sagas().summary().await?.get("sleep").is_none_or(|counts| (counts.running as usize) < sleeping) {
             sleep(Duration::from_millis(100)).await;
         }
@@ -188,7 +187,7 @@ pub(crate) async fn ended_a_second(
             format!("; a process beside {sleeping} that sleep has {with:.1} MB resident, and {without:.1} beside none");
     }
     let annals = connect(server, STORE).await?;
-    let app = annals.app().aggregate::<Job>().saga(Work).saga(Sleep).start().await?;
+    let app = registered(&annals, sleeping > 0).start().await?;
     // To start processes is not what is measured: they are all there when the saga may begin.
     let (followers, by) = (annals.followers(), By::new("bench", "not yet"));
     followers.pause(Work::NAME, &by).await?;
@@ -196,7 +195,7 @@ pub(crate) async fn ended_a_second(
         sleep(Duration::from_millis(20)).await;
     }
     post_all(&annals, "", SAGAS, &JobEvent::Posted).await?;
-    let mut others: Vec<Child> = (1..processes).map(|_| other(server)).collect::<Result<_, _>>()?;
+    let mut others: Vec<Child> = (1..processes).map(|_| other(server, sleeping > 0)).collect::<Result<_, _>>()?;
     let mut conn = server.connect().await?;
     let alive =
         "select count(*) from bench_sagas.processes where alive_until > clock_timestamp() and 'work:1' = any (runs)";
@@ -342,15 +341,22 @@ async fn committed(server: &Server) -> Result<i64, BoxError> {
     Ok(sqlx::query_scalar(query).fetch_one(&mut server.connect().await?).await?)
 }
 
-fn other(server: &Server) -> Result<Child, BoxError> {
-    let program = std::env::current_exe()?;
-    Ok(Command::new(program).arg("sagas-process").arg(server.url()).kill_on_drop(true).spawn()?)
+fn other(server: &Server, sleep: bool) -> Result<Child, BoxError> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("sagas-process").arg(server.url()).args(sleep.then_some("--sleep"));
+    Ok(command.kill_on_drop(true).spawn()?)
+}
+
+/// Who follows something else reads the log once more: `sleep` is registered where it is measured.
+fn registered(annals: &Annals, sleep: bool) -> Builder {
+    let builder = annals.app().aggregate::<Job>().saga(Work);
+    if sleep { builder.saga(Sleep) } else { builder }
 }
 
 /// What a process that runs sagas has resident once it has looked around, in MB.
 async fn resident(server: &Server) -> Result<f64, BoxError> {
     const LOOKS_AROUND: Duration = Duration::from_secs(15);
-    let mut process = other(server)?;
+    let mut process = other(server, true)?;
     sleep(LOOKS_AROUND).await;
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.id().unwrap_or_default()))?;
     process.kill().await?;
@@ -360,9 +366,9 @@ async fn resident(server: &Server) -> Result<f64, BoxError> {
 }
 
 /// One of several processes that run sagas, until it is killed.
-pub(crate) async fn process(url: &str) -> Result<(), BoxError> {
+pub(crate) async fn process(url: &str, sleep: bool) -> Result<(), BoxError> {
     let annals = Annals::connect(annals::Config { store: STORE.into(), ..server::config(url) }).await?;
-    let _app = annals.app().aggregate::<Job>().saga(Work).saga(Sleep).start().await?;
+    let _app = registered(&annals, sleep).start().await?;
     std::future::pending().await
 }
 
