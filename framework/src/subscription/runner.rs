@@ -51,7 +51,8 @@ const UNHELD: i64 = 100_000;
 const STEPS_BACK: u32 = 3;
 /// The longest it steps back at once.
 const LONGEST_STEP_BACK: Duration = Duration::from_secs(2);
-/// Parked events that are tried again have a fortieth of the time while there is something new: other keys do not wait for them.
+/// While there is something new, it has 39 times the time that a turn of retries took, up to the longest below: other keys do not wait
+/// for what is parked, but where a call takes long, both have about as much.
 const RETRIES_STEP_BACK: u32 = 39;
 /// And the longest that they wait for that.
 const LONGEST_RETRIES_STEP_BACK: Duration = Duration::from_millis(800);
